@@ -1,0 +1,132 @@
+"""conversation-store: the conversation layer for hexagonal Python applications.
+
+Conversations and messages, kept in order, whole and once, on PostgreSQL and in memory. Host
+applications make a ConversationStore, take units of work from it, and call service functions.
+"""
+
+from .bootstrap import ConversationStore
+from .domain.conversation import UNCHANGED, Conversation, Status
+from .domain.errors import (
+    CommitOutcomeUnknown,
+    ConcurrentUpdate,
+    Conflict,
+    ConversationNotAcceptingMessages,
+    ConversationNotFound,
+    ConversationStoreError,
+    DuplicateSession,
+    InvalidConversation,
+    InvalidCursor,
+    InvalidInput,
+    InvalidLimit,
+    InvalidMessage,
+    InvalidRecord,
+    InvalidTransition,
+    MessageNotFound,
+    NotFound,
+    RequestConflict,
+    RuleViolation,
+    StoreError,
+    StoreMisconfigured,
+    StoreTimeout,
+    StoreUnavailable,
+    TransactionAborted,
+    UnitOfWorkMisuse,
+)
+from .domain.json_object import JsonObject, storable_json
+from .domain.message import Message, MessageDraft, Role
+from .domain.page import ConversationPage
+from .domain.record import ConversationRecord, ImportReceipt, MessageRecord, dump_record
+from .domain.repository import (
+    ConversationRepository,
+    ErasureReceipt,
+    MessageRepository,
+    Pending,
+)
+from .domain.text import storable_text
+from .service_layer.conversations import (
+    archive_conversation,
+    close_conversation,
+    delete_conversation,
+    find_conversation,
+    get_conversation,
+    get_or_start_conversation,
+    list_conversations,
+    reopen_conversation,
+    start_conversation,
+    update_conversation,
+)
+from .service_layer.messages import (
+    append_messages,
+    get_message,
+    latest_messages,
+    messages_after,
+)
+from .service_layer.transfer import erase_user, export_conversations, import_conversations
+from .service_layer.unit_of_work import AsyncUnitOfWork, Outcome
+
+__all__ = [
+    "AsyncUnitOfWork",
+    "CommitOutcomeUnknown",
+    "ConcurrentUpdate",
+    "Conflict",
+    "Conversation",
+    "ConversationNotAcceptingMessages",
+    "ConversationNotFound",
+    "ConversationPage",
+    "ConversationRecord",
+    "ConversationRepository",
+    "ConversationStore",
+    "ConversationStoreError",
+    "DuplicateSession",
+    "ErasureReceipt",
+    "ImportReceipt",
+    "InvalidConversation",
+    "InvalidCursor",
+    "InvalidInput",
+    "InvalidLimit",
+    "InvalidMessage",
+    "InvalidRecord",
+    "InvalidTransition",
+    "JsonObject",
+    "Message",
+    "MessageDraft",
+    "MessageNotFound",
+    "MessageRecord",
+    "MessageRepository",
+    "NotFound",
+    "Outcome",
+    "Pending",
+    "RequestConflict",
+    "Role",
+    "RuleViolation",
+    "Status",
+    "StoreError",
+    "StoreMisconfigured",
+    "StoreTimeout",
+    "StoreUnavailable",
+    "TransactionAborted",
+    "UNCHANGED",
+    "UnitOfWorkMisuse",
+    "__version__",
+    "append_messages",
+    "archive_conversation",
+    "close_conversation",
+    "delete_conversation",
+    "dump_record",
+    "erase_user",
+    "export_conversations",
+    "find_conversation",
+    "get_conversation",
+    "get_message",
+    "get_or_start_conversation",
+    "import_conversations",
+    "latest_messages",
+    "list_conversations",
+    "messages_after",
+    "reopen_conversation",
+    "start_conversation",
+    "storable_json",
+    "storable_text",
+    "update_conversation",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""The adapters: PostgreSQL, and the twin in memory."""

@@ -1,0 +1,223 @@
+"""What a store in memory keeps, and what one unit of work sees of it.
+
+Committed state is one layer; each open block of a unit lays its own changes over it. Reads look
+through the unit's layers at what is committed at that moment, and never wait.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Hashable, Iterator
+from datetime import UTC, datetime
+
+from attrs import define, evolve, field
+
+from ...domain.conversation import Conversation
+from ...domain.json_object import copy_json
+from ...domain.message import Message
+from .locks import Holder, Locks
+
+Session = tuple[str, str]
+"""The user_id and session_id of a conversation."""
+
+
+@define(eq=False)
+class Stored:
+    """A conversation with its messages, as one layer has it.
+
+    `messages` and `requests` are shared by all versions of the conversation and only grow; a
+    version sees as many messages as its message_count says.
+    """
+
+    conversation: Conversation
+    messages: list[Message]
+    requests: dict[str, tuple[bytes, int, int]]
+    """request_id: digest of the turn, position and id of its first message."""
+
+    def shown(self) -> Conversation:
+        """Return a copy of the conversation."""
+        conversation = self.conversation
+        return evolve(conversation, metadata=copy_json(conversation.metadata))
+
+    def shown_messages(self, start: int = 0, stop: int | None = None) -> list[Message]:
+        """Return copies of the messages between two offsets."""
+        count = self.conversation.message_count
+        end = count if stop is None else min(stop, count)
+        return [show(message) for message in self.messages[max(start, 0) : end]]
+
+    def with_messages(self, conversation: Conversation, messages: list[Message]) -> Stored:
+        """Return the next version, with messages behind those of this one."""
+        count = self.conversation.message_count
+        del self.messages[count:]  # what a unit appended that was rolled back
+        self.messages.extend(messages)
+        return Stored(conversation, self.messages, self.requests)
+
+    def request(self, request_id: str) -> tuple[bytes, int] | None:
+        """Return the digest and the first position of a turn that was stored with a request_id."""
+        found = self.requests.get(request_id)
+        if found is None:
+            return None
+        digest, position, message_id = found
+        if self.has(position, message_id):
+            return digest, position
+        return None
+
+    def has(self, position: int, message_id: int) -> bool:
+        """Whether this version has that message there."""
+        count = self.conversation.message_count
+        return position <= count and self.messages[position - 1].id == message_id
+
+
+def show(message: Message) -> Message:
+    """Return a copy of a message that shares nothing mutable with it."""
+    if message.slots is None and message.metadata is None:
+        return message
+    return evolve(message, slots=copy_json(message.slots), metadata=copy_json(message.metadata))
+
+
+@define(eq=False)
+class Layer:
+    """Changes: of a block, or all that were ever committed. None marks what is gone."""
+
+    conversations: dict[int, Stored | None] = field(factory=dict)
+    sessions: dict[Session, int | None] = field(factory=dict)
+    locks: list[Hashable] = field(factory=list)
+
+    def absorb(self, other: Layer) -> None:
+        """Take over the changes and locks of the layer above."""
+        self.conversations.update(other.conversations)
+        self.sessions.update(other.sessions)
+        self.locks.extend(other.locks)
+
+
+class Database:
+    """A store in memory: what is committed, who locks what, and the next id."""
+
+    def __init__(self, clock: Callable[[], datetime] | None, lock_timeout: float | None) -> None:
+        self.clock = clock or (lambda: datetime.now(UTC))
+        self.locks = Locks(lock_timeout)
+        self.conversations: dict[int, Stored] = {}
+        self.sessions: dict[Session, int] = {}
+        self.of_user: dict[str, set[int]] = {}
+        self.message_places: dict[int, tuple[int, int]] = {}
+        """Message id: conversation and position; true where that version has it there."""
+        self._ids = itertools.count(1)
+
+    def draw_ids(self, count: int) -> list[int]:
+        """Give ids that were never given before."""
+        return list(itertools.islice(self._ids, count))
+
+    def commit(self, layer: Layer) -> None:
+        """Make the changes of a layer what is committed."""
+        for conversation_id, stored in layer.conversations.items():
+            before = self.conversations.pop(conversation_id, None)
+            if before is not None and stored is None:
+                self._forget(before)
+            if stored is not None:
+                self.conversations[conversation_id] = stored
+                owner = stored.conversation.user_id
+                self.of_user.setdefault(owner, set()).add(conversation_id)
+        for session, owner_id in layer.sessions.items():
+            if owner_id is None:
+                self.sessions.pop(session, None)
+            else:
+                self.sessions[session] = owner_id
+
+    def _forget(self, stored: Stored) -> None:
+        conversation = stored.conversation
+        owned = self.of_user[conversation.user_id]
+        owned.discard(conversation.id)
+        if not owned:
+            del self.of_user[conversation.user_id]
+        for message in stored.messages:
+            self.message_places.pop(message.id, None)
+
+
+class View:
+    """What one unit of work sees and changes: its layers over what is committed."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.layers: list[Layer] = []
+        self._holder = Holder()
+
+    def find(self, conversation_id: int) -> Stored | None:
+        """Return the conversation as the unit sees it now."""
+        for layer in reversed(self.layers):
+            if conversation_id in layer.conversations:
+                return layer.conversations[conversation_id]
+        return self.database.conversations.get(conversation_id)
+
+    def find_session(self, session: Session) -> Stored | None:
+        """Return the conversation of a session as the unit sees it now."""
+        for layer in reversed(self.layers):
+            if session in layer.sessions:
+                found = layer.sessions[session]
+                return None if found is None else self.find(found)
+        committed = self.database.sessions.get(session)
+        return None if committed is None else self.find(committed)
+
+    def find_message(self, message_id: int) -> tuple[Stored, Message] | None:
+        """Return a message and its conversation as the unit sees them now."""
+        place = self.database.message_places.get(message_id)
+        if place is None:
+            return None
+        conversation_id, position = place
+        stored = self.find(conversation_id)
+        if stored is None or not stored.has(position, message_id):
+            return None
+        return stored, show(stored.messages[position - 1])
+
+    def all_of(self, user_id: str | None) -> Iterator[Stored]:
+        """Return a user's conversations as the unit sees them now, or everybody's."""
+        committed = (
+            self.database.conversations
+            if user_id is None
+            else self.database.of_user.get(user_id, ())
+        )
+        ids = set(committed).union(*(layer.conversations for layer in self.layers))
+        for conversation_id in ids:
+            stored = self.find(conversation_id)
+            if stored is not None and user_id in (None, stored.conversation.user_id):
+                yield stored
+
+    async def lock(self, conversation_id: int) -> Stored | None:
+        """Wait for a conversation, hold it to the end of the block, return its newest version."""
+        await self._acquire(("conversation", conversation_id))
+        return self.find(conversation_id)
+
+    async def lock_session(self, session: Session) -> Stored | None:
+        """Wait for the right to start a session; return its conversation if there is one.
+
+        Waits for whoever is changing that conversation, too, as a unique index does.
+        """
+        await self._acquire(("session", session))
+        found = self.find_session(session)
+        if found is None:
+            return None
+        key = ("conversation", found.conversation.id)
+        if await self.database.locks.acquire(key, self._holder):
+            self.database.locks.release(key)
+        return self.find_session(session)
+
+    async def _acquire(self, key: Hashable) -> None:
+        if await self.database.locks.acquire(key, self._holder):
+            self.layers[-1].locks.append(key)
+
+    def put(self, stored: Stored) -> None:
+        """Change a conversation, or add one; its lock is held."""
+        conversation = stored.conversation
+        self.layers[-1].conversations[conversation.id] = stored
+        self.layers[-1].sessions[(conversation.user_id, conversation.session_id)] = conversation.id
+
+    def drop(self, stored: Stored) -> None:
+        """Remove a conversation; its lock and that of its session are held."""
+        conversation = stored.conversation
+        self.layers[-1].conversations[conversation.id] = None
+        self.layers[-1].sessions[(conversation.user_id, conversation.session_id)] = None
+
+    def release(self, layer: Layer) -> None:
+        """Let go of the locks of a layer."""
+        for key in layer.locks:
+            self.database.locks.release(key)
+        layer.locks.clear()

@@ -1,0 +1,38 @@
+"""A store in memory: the twin, for tests and trials."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+
+from ...domain.errors import UnitOfWorkMisuse
+from .database import Database
+from .unit_of_work import InMemoryUnitOfWork
+
+
+class InMemoryStore:
+    """What units of work in one memory share. Belongs to one event loop, like a pool."""
+
+    def __init__(self, clock: Callable[[], datetime] | None, lock_timeout: float | None) -> None:
+        self._database = Database(clock, lock_timeout)
+
+    async def open(self) -> None:
+        """Nothing is to be opened."""
+
+    async def close(self) -> None:
+        """Nothing is to be closed; what is stored goes with the object."""
+
+    def unit_of_work(
+        self, user_id: str | None = None, connection: object = None
+    ) -> InMemoryUnitOfWork:
+        """Return a unit of work."""
+        if connection is not None:
+            raise UnitOfWorkMisuse(reason="a store in memory uses no connection")
+        return InMemoryUnitOfWork(self._database, user_id)
+
+    async def migrate(self, id_block: int, connection: object = None) -> list[str]:  # noqa: ARG002
+        """Nothing is to be migrated."""
+        return []
+
+    async def ping(self) -> None:
+        """Memory always answers."""

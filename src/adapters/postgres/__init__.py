@@ -1,0 +1,1 @@
+"""The store on PostgreSQL; the only place that knows psycopg."""

@@ -1,0 +1,164 @@
+"""What PostgreSQL and the driver report, as errors of the domain.
+
+Translated here and nowhere else: by SQLSTATE and by the names of constraints, never by the text of
+a message (https://www.postgresql.org/docs/current/errcodes-appendix.html).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import psycopg
+import psycopg_pool
+
+from ...domain.errors import (
+    ConcurrentUpdate,
+    ConversationNotAcceptingMessages,
+    ConversationNotFound,
+    ConversationStoreError,
+    DuplicateSession,
+    InvalidTransition,
+    RequestConflict,
+    StoreError,
+    StoreMisconfigured,
+    StoreTimeout,
+    StoreUnavailable,
+    TransactionAborted,
+    UnitOfWorkMisuse,
+)
+
+REFUSED: Final = "CS001"
+"""SQLSTATE of refusals, raised by the function `refuse` of the migrations."""
+
+REQUEST_KEY: Final = "ai_messages_request_key"
+
+_CONTESTED: Final = "the conversation changed while the statement ran"
+
+REFUSALS: Final[Mapping[str, Callable[[Mapping[str, Any]], ConversationStoreError]]] = {
+    "conversation_not_found": lambda detail: ConversationNotFound(
+        conversation_id=detail["conversation_id"]
+    ),
+    "not_accepting": lambda detail: ConversationNotAcceptingMessages(
+        conversation_id=detail["conversation_id"], status=detail["status"]
+    ),
+    "invalid_transition": lambda detail: InvalidTransition(
+        conversation_id=detail["conversation_id"],
+        status=detail["status"],
+        target=detail["target"],
+    ),
+    "stale": lambda detail: ConcurrentUpdate(
+        conversation_id=detail["conversation_id"],
+        expected_version=detail["expected_version"],
+        actual_version=detail["version"],
+    ),
+    "request_conflict": lambda detail: RequestConflict(
+        conversation_id=detail["conversation_id"], request_id=detail["request_id"]
+    ),
+    "duplicate_session": lambda detail: DuplicateSession(
+        user_id=detail["user_id"], session_id=detail["session_id"]
+    ),
+    "contested": lambda _: TransactionAborted(reason=_CONTESTED, sqlstate=REFUSED),
+}
+"""What a refusal of that kind, with that detail, means."""
+
+CONSTRAINTS: Final[Mapping[str, str]] = {
+    "ai_conversations_pkey": "an id was given twice: was the sequence ai_ids set back?",
+    "ai_conversations_session_key": "the user already has a conversation of that session",
+    "ai_conversations_status_check": "no such status",
+    "ai_conversations_count_check": "message_count must not be negative",
+    "ai_conversations_version_check": "version starts at 1",
+    "ai_conversations_time_check": "last_activity must not lie before start_time",
+    "ai_messages_pkey": "the position is taken: was ai_messages written to by others?",
+    "ai_messages_id_key": "an id was given twice: was the sequence ai_ids set back?",
+    "ai_messages_conversation_fkey": "the conversation does not exist",
+    "ai_messages_role_check": "no such role",
+    "ai_messages_position_check": "positions start at 1",
+    REQUEST_KEY: _CONTESTED,
+}
+"""What it means that a constraint of our tables is violated; our own statements reach only the
+last, all others need SQL from outside the store."""
+
+_ABORTED: Final = {
+    "40001": "the transaction could not be serialized",
+    "40P01": "the transaction was the victim of a deadlock",
+}
+
+_TIMEOUTS: Final = {
+    "55P03": "a lock was not free in time (lock_timeout)",
+    "57014": "the statement was cancelled (statement_timeout, or by an administrator)",
+    "25P03": "the transaction was idle too long (idle_in_transaction_session_timeout)",
+    "25P04": "the transaction took too long (transaction_timeout)",
+}
+
+_UNAVAILABLE: Final = {
+    "25006": "the server is read-only: a standby?",
+    "57P01": "the server is being shut down, or the connection was ended by an administrator",
+    "57P02": "the server crashed and is coming back",
+    "57P03": "the server cannot be connected to now",
+    "57P05": "the connection was idle too long (idle_session_timeout)",
+}
+
+_UNAVAILABLE_CLASSES: Final = {
+    "08": "the connection failed",
+    "53": "the server is out of a resource (connections, disk or memory)",
+    "58": "the server's system failed",
+}
+
+_MISCONFIGURED: Final = {
+    "42P01": "a table is missing: run `await store.migrate()`, or check the schema's name",
+    "3F000": "the schema is missing: run `await store.migrate()`, or check its name",
+    "42883": "a function is missing: run `await store.migrate()`, or check the schema's name",
+    "42703": "a column is missing: run `await store.migrate()`",
+    "42501": "the role lacks a privilege on the store's schema, tables or sequence",
+    "3D000": "the database does not exist",
+    "28000": "the server does not let this role in",
+    "28P01": "the server refuses the password",
+}
+
+
+def is_contested(error: psycopg.Error) -> bool:
+    """Whether the statement met another at work and may succeed when it is sent again."""
+    name = error.diag.constraint_name
+    return (error.sqlstate == REFUSED and name == "contested") or (
+        error.sqlstate == "23505" and name == REQUEST_KEY
+    )
+
+
+def translate(error: psycopg.Error) -> ConversationStoreError:
+    """Return the domain's error for one of the driver's; raise it `from` that one."""
+    state = error.sqlstate
+    if state is None:
+        return _without_sqlstate(error)
+    name = error.diag.constraint_name
+    if state == REFUSED and name in REFUSALS:
+        return REFUSALS[name](json.loads(error.diag.message_detail or "{}"))
+    if name == REQUEST_KEY:
+        return TransactionAborted(reason=_CONTESTED, sqlstate=state)
+    if state == "25P02":
+        return UnitOfWorkMisuse(
+            reason="an SQL error in the unit's transaction was swallowed; nothing of it is stored"
+        )
+    for kind, reasons in (
+        (TransactionAborted, _ABORTED),
+        (StoreTimeout, _TIMEOUTS),
+        (StoreUnavailable, _UNAVAILABLE),
+        (StoreMisconfigured, _MISCONFIGURED),
+    ):
+        if state in reasons:
+            return kind(reason=reasons[state], sqlstate=state)
+    if state[:2] in _UNAVAILABLE_CLASSES:
+        return StoreUnavailable(reason=_UNAVAILABLE_CLASSES[state[:2]], sqlstate=state)
+    reason = CONSTRAINTS.get(name or "", f"the server reported {type(error).__name__}")
+    return StoreError(reason=reason, sqlstate=state)
+
+
+def _without_sqlstate(error: psycopg.Error) -> ConversationStoreError:
+    if isinstance(error, psycopg_pool.PoolTimeout | psycopg_pool.TooManyRequests):
+        return StoreTimeout(reason=f"no connection was free in time: {error}")
+    if isinstance(error, psycopg_pool.PoolClosed):
+        return StoreUnavailable(reason="the pool is closed")
+    if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
+        return StoreUnavailable(reason=f"the connection failed: {error}")
+    return StoreError(reason=f"the driver reported {type(error).__name__}")

@@ -1,0 +1,358 @@
+"""The SQL of the store. Every write is one statement; every verdict is reached in it.
+
+Texts are composed once per store, with the schema's name quoted, and are static from then on, so
+that the server can keep them prepared. They stay under 4096 characters (longer ones are parsed
+anew by psycopg at every call). Times leave the server as UTC without zone and JSON as text, so
+that no setting or loader of a host's connection matters.
+"""
+
+from __future__ import annotations
+
+from typing import Final, LiteralString
+
+from psycopg import sql
+
+_CONVERSATION: Final[LiteralString] = """
+    id, user_id, session_id, status,
+    start_time AT TIME ZONE 'UTC', last_activity AT TIME ZONE 'UTC',
+    message_count, version, rescue_id, intent_type, source, metadata::text"""
+
+_MESSAGE: Final[LiteralString] = """
+    m.id, m.conversation_id, m.position, m.role, m.content,
+    m.timestamp AT TIME ZONE 'UTC', m.intent_type, m.slots::text, m.metadata::text"""
+
+_IS_SCOPED: Final[LiteralString] = "(%(user_id)s::text IS NULL OR user_id = %(user_id)s)"
+
+_IS_ADDRESSED: Final[LiteralString] = f"id = %(conversation_id)s AND {_IS_SCOPED}"
+
+_IS_EXPECTED: Final[LiteralString] = (
+    "(%(expected_version)s::bigint IS NULL OR version = %(expected_version)s::bigint)"
+)
+
+_DRAFTS: Final[LiteralString] = """ROWS FROM (json_to_recordset(%(drafts)s::json) AS (
+        role text, content text, intent_type text, slots jsonb, metadata jsonb
+    ), unnest(%(ids)s::bigint[])) WITH ORDINALITY
+    AS d (role, content, intent_type, slots, metadata, id, ordinal)"""
+
+_REFUSAL_DETAIL: Final[LiteralString] = """json_build_object(
+        'conversation_id', %(conversation_id)s::bigint, 'status', now.status,
+        'version', now.version, 'expected_version', %(expected_version)s::bigint"""
+
+START: Final[LiteralString] = f"""
+WITH new AS (
+    INSERT INTO {{conversations}} (id, user_id, session_id, status, start_time, last_activity,
+        message_count, version, rescue_id, intent_type, source, metadata)
+    SELECT %(id)s, %(owner)s, %(session_id)s, %(status)s, clock.time, clock.time, %(count)s, 1,
+        %(rescue_id)s, %(intent_type)s, %(source)s, %(metadata)s::jsonb
+    FROM (SELECT clock_timestamp() AS time) AS clock
+    ON CONFLICT ON CONSTRAINT ai_conversations_session_key DO NOTHING
+    RETURNING id, start_time
+), added AS (
+    INSERT INTO {{messages}} (conversation_id, position, id, role, content, timestamp,
+        intent_type, slots, metadata)
+    SELECT new.id, d.ordinal, d.id, d.role, d.content, new.start_time,
+        d.intent_type, d.slots, d.metadata
+    FROM new, {_DRAFTS}
+)
+SELECT new.start_time AT TIME ZONE 'UTC'
+FROM (VALUES (1)) AS one LEFT JOIN new ON true
+WHERE CASE WHEN new.id IS NOT NULL THEN true ELSE {{refuse}}('duplicate_session',
+    json_build_object('user_id', %(owner)s::text, 'session_id', %(session_id)s::text)) END
+"""
+
+# DO UPDATE, not DO NOTHING: a race's loser must get the winner's row, which its snapshot lacks.
+GET_OR_START: Final[LiteralString] = f"""
+WITH found AS MATERIALIZED (
+    SELECT * FROM {{conversations}} WHERE user_id = %(owner)s AND session_id = %(session_id)s
+), new AS (
+    INSERT INTO {{conversations}} (id, user_id, session_id, status, start_time, last_activity,
+        message_count, version, rescue_id, intent_type, source, metadata)
+    SELECT %(id)s, %(owner)s, %(session_id)s, %(status)s, clock.time, clock.time, %(count)s, 1,
+        %(rescue_id)s, %(intent_type)s, %(source)s, %(metadata)s::jsonb
+    FROM (SELECT clock_timestamp() AS time) AS clock
+    WHERE NOT EXISTS (SELECT FROM found)
+    ON CONFLICT ON CONSTRAINT ai_conversations_session_key
+        DO UPDATE SET session_id = excluded.session_id
+    RETURNING *
+), added AS (
+    INSERT INTO {{messages}} (conversation_id, position, id, role, content, timestamp,
+        intent_type, slots, metadata)
+    SELECT new.id, d.ordinal, d.id, d.role, d.content, new.start_time,
+        d.intent_type, d.slots, d.metadata
+    FROM new, {_DRAFTS}
+    WHERE new.id = %(id)s
+)
+SELECT {_CONVERSATION} FROM found UNION ALL SELECT {_CONVERSATION} FROM new
+"""
+
+# The row is locked and counted first: positions are given out under the lock, in commit order.
+# Where nothing was updated, `now` waits for the row's newest version and says why.
+APPEND: Final[LiteralString] = f"""
+WITH done AS (
+    UPDATE {{conversations}}
+    SET message_count = message_count + %(count)s, version = version + 1,
+        last_activity = greatest(last_activity, clock_timestamp())
+    WHERE {_IS_ADDRESSED} AND status = ANY(%(accepting)s::text[]) AND {_IS_EXPECTED}
+    RETURNING id, message_count - %(count)s AS base, last_activity
+), added AS (
+    INSERT INTO {{messages}} (conversation_id, position, id, role, content, timestamp,
+        intent_type, slots, metadata)
+    SELECT done.id, done.base + d.ordinal, d.id, d.role, d.content, done.last_activity,
+        d.intent_type, d.slots, d.metadata
+    FROM done, {_DRAFTS}
+), now AS MATERIALIZED (
+    SELECT status, version FROM {{conversations}}
+    WHERE {_IS_ADDRESSED} AND NOT EXISTS (SELECT FROM done) FOR UPDATE
+)
+SELECT done.base, done.last_activity AT TIME ZONE 'UTC'
+FROM (VALUES (1)) AS one LEFT JOIN done ON true LEFT JOIN now ON true
+WHERE CASE WHEN done.id IS NOT NULL THEN true ELSE {{refuse}}(
+    CASE WHEN now.version IS NULL THEN 'conversation_not_found'
+        WHEN NOT now.status = ANY(%(accepting)s::text[]) THEN 'not_accepting'
+        WHEN NOT {_IS_EXPECTED} THEN 'stale' ELSE 'contested' END,
+    {_REFUSAL_DETAIL})) END
+"""
+
+# The verdict comes from the snapshot that looked for the request: a version that moved since then
+# may have moved by this very request, so that is contested, and the statement is sent again.
+APPEND_REQUEST: Final[LiteralString] = f"""
+WITH now AS MATERIALIZED (
+    SELECT id, status, version FROM {{conversations}} WHERE {_IS_ADDRESSED}
+), prior AS MATERIALIZED (
+    SELECT m.position, m.request_digest
+    FROM now JOIN {{messages}} AS m ON m.conversation_id = now.id
+    WHERE m.request_id = %(request_id)s AND m.request_digest IS NOT NULL
+), done AS (
+    UPDATE {{conversations}}
+    SET message_count = message_count + %(count)s, version = version + 1,
+        last_activity = greatest(last_activity, clock_timestamp())
+    WHERE {_IS_ADDRESSED} AND status = ANY(%(accepting)s::text[]) AND {_IS_EXPECTED}
+        AND NOT EXISTS (SELECT FROM prior)
+    RETURNING id, message_count - %(count)s AS base, last_activity
+), added AS (
+    INSERT INTO {{messages}} (conversation_id, position, id, role, content, timestamp,
+        intent_type, slots, metadata, request_id, request_digest)
+    SELECT done.id, done.base + d.ordinal, d.id, d.role, d.content, done.last_activity,
+        d.intent_type, d.slots, d.metadata, %(request_id)s,
+        CASE WHEN d.ordinal = 1 THEN %(digest)s::bytea END
+    FROM done, {_DRAFTS}
+    RETURNING position, id, timestamp
+)
+SELECT position, id, timestamp AT TIME ZONE 'UTC' FROM added
+UNION ALL
+SELECT m.position, m.id, m.timestamp AT TIME ZONE 'UTC'
+FROM prior JOIN {{messages}} AS m ON m.conversation_id = %(conversation_id)s
+    AND m.position >= prior.position AND m.position < prior.position + %(count)s
+WHERE prior.request_digest = %(digest)s::bytea
+UNION ALL
+SELECT NULL, NULL, NULL
+FROM (VALUES (1)) AS one LEFT JOIN done ON true LEFT JOIN prior ON true LEFT JOIN now ON true
+WHERE CASE WHEN done.id IS NOT NULL OR prior.request_digest = %(digest)s::bytea THEN false
+    ELSE {{refuse}}(
+        CASE WHEN now.version IS NULL THEN 'conversation_not_found'
+            WHEN prior.position IS NOT NULL THEN 'request_conflict'
+            WHEN NOT now.status = ANY(%(accepting)s::text[]) THEN 'not_accepting'
+            WHEN NOT {_IS_EXPECTED} THEN 'stale' ELSE 'contested' END,
+        {_REFUSAL_DETAIL}, 'request_id', %(request_id)s::text)) END
+ORDER BY 1
+"""
+
+SET_STATUS: Final[LiteralString] = f"""
+WITH done AS (
+    UPDATE {{conversations}} SET status = %(target)s, version = version + 1
+    WHERE {_IS_ADDRESSED} AND status = ANY(%(sources)s::text[]) AND {_IS_EXPECTED}
+    RETURNING *
+), now AS MATERIALIZED (
+    SELECT * FROM {{conversations}}
+    WHERE {_IS_ADDRESSED} AND NOT EXISTS (SELECT FROM done) FOR UPDATE
+), one AS (
+    SELECT * FROM done UNION ALL SELECT * FROM now
+)
+SELECT {_CONVERSATION} FROM (VALUES (1)) AS v LEFT JOIN one AS now ON true
+WHERE CASE WHEN now.status = %(target)s
+        AND ({_IS_EXPECTED} OR EXISTS (SELECT FROM done)) THEN true ELSE {{refuse}}(
+    CASE WHEN now.id IS NULL THEN 'conversation_not_found'
+        WHEN NOT now.status = ANY(%(sources)s::text[] || %(target)s::text)
+            THEN 'invalid_transition'
+        WHEN NOT {_IS_EXPECTED} THEN 'stale' ELSE 'contested' END,
+    {_REFUSAL_DETAIL}, 'target', %(target)s::text)) END
+"""
+
+UPDATE: Final[LiteralString] = f"""
+WITH done AS (
+    UPDATE {{conversations}} SET version = version + 1,
+        rescue_id = CASE WHEN %(set_rescue_id)s::boolean THEN %(rescue_id)s ELSE rescue_id END,
+        intent_type =
+            CASE WHEN %(set_intent_type)s::boolean THEN %(intent_type)s ELSE intent_type END,
+        metadata = CASE WHEN %(set_metadata)s::boolean THEN %(metadata)s::jsonb ELSE metadata END
+    WHERE {_IS_ADDRESSED} AND {_IS_EXPECTED}
+    RETURNING *
+), now AS MATERIALIZED (
+    SELECT status, version FROM {{conversations}}
+    WHERE {_IS_ADDRESSED} AND NOT EXISTS (SELECT FROM done) FOR UPDATE
+)
+SELECT {_CONVERSATION} FROM (VALUES (1)) AS one LEFT JOIN done ON true
+WHERE CASE WHEN done.id IS NOT NULL THEN true ELSE (SELECT {{refuse}}(
+    CASE WHEN now.version IS NULL THEN 'conversation_not_found'
+        WHEN NOT {_IS_EXPECTED} THEN 'stale' ELSE 'contested' END,
+    {_REFUSAL_DETAIL})) FROM (VALUES (1)) AS v LEFT JOIN now ON true) END
+"""
+
+REMOVE: Final[LiteralString] = f"DELETE FROM {{conversations}} WHERE {_IS_ADDRESSED}"
+
+ERASE_USER: Final[LiteralString] = """
+WITH gone AS (DELETE FROM {conversations} WHERE user_id = %(owner)s RETURNING message_count)
+SELECT count(*), coalesce(sum(message_count), 0)::bigint FROM gone
+"""
+
+# Joined by id: the messages of a conversation that was left out are left out with it.
+IMPORT: Final[LiteralString] = """
+WITH given AS MATERIALIZED (
+    SELECT * FROM ROWS FROM (json_to_recordset(%(conversations)s::json) AS (
+        id bigint, user_id text, session_id text, status text, start_time timestamptz,
+        last_activity timestamptz, message_count bigint, rescue_id text, intent_type text,
+        source text, metadata jsonb
+    )) WITH ORDINALITY AS g (id, user_id, session_id, status, start_time, last_activity,
+        message_count, rescue_id, intent_type, source, metadata, ordinal)
+), new AS (
+    INSERT INTO {conversations} (id, user_id, session_id, status, start_time, last_activity,
+        message_count, version, rescue_id, intent_type, source, metadata)
+    SELECT id, user_id, session_id, status, coalesce(start_time, last_activity, clock.time),
+        coalesce(last_activity, greatest(start_time, clock.time)), message_count, 1,
+        rescue_id, intent_type, source, metadata
+    FROM given, (SELECT clock_timestamp() AS time) AS clock
+    ORDER BY ordinal
+    ON CONFLICT ON CONSTRAINT ai_conversations_session_key DO NOTHING
+    RETURNING id, last_activity, message_count
+), added AS (
+    INSERT INTO {messages} (conversation_id, position, id, role, content, timestamp,
+        intent_type, slots, metadata)
+    SELECT d.conversation_id, d.position, d.id, d.role, d.content,
+        coalesce(d.timestamp, new.last_activity), d.intent_type, d.slots, d.metadata
+    FROM json_to_recordset(%(messages)s::json) AS d (conversation_id bigint, position bigint,
+        id bigint, role text, content text, timestamp timestamptz, intent_type text,
+        slots jsonb, metadata jsonb)
+    JOIN new ON new.id = d.conversation_id
+), missing AS (
+    SELECT user_id, session_id FROM given WHERE id NOT IN (SELECT id FROM new)
+    ORDER BY ordinal LIMIT 1
+)
+SELECT count(*), coalesce(sum(message_count), 0)::bigint FROM new
+HAVING CASE WHEN %(skip)s::boolean OR NOT EXISTS (SELECT FROM missing) THEN true
+    ELSE (SELECT {refuse}('duplicate_session',
+        json_build_object('user_id', user_id, 'session_id', session_id)) FROM missing) END
+"""
+
+GET: Final[LiteralString] = (
+    f"SELECT {_CONVERSATION} FROM {{conversations}} WHERE {_IS_ADDRESSED}"
+)
+
+FIND: Final[LiteralString] = f"""
+SELECT {_CONVERSATION} FROM {{conversations}}
+WHERE user_id = %(owner)s AND session_id = %(session_id)s
+"""
+
+_LIST_REST: Final[LiteralString] = """
+    AND (last_activity, id) < (%(last_activity)s::timestamptz, %(conversation_id)s)
+ORDER BY last_activity DESC, id DESC LIMIT %(limit)s
+"""
+
+LIST: Final[LiteralString] = f"""
+SELECT {_CONVERSATION} FROM {{conversations}} WHERE user_id = %(owner)s {_LIST_REST}
+"""
+
+LIST_OF_STATUS: Final[LiteralString] = f"""
+SELECT {_CONVERSATION} FROM {{conversations}}
+WHERE user_id = %(owner)s AND status = %(status)s {_LIST_REST}
+"""
+
+GET_MESSAGE: Final[LiteralString] = f"""
+SELECT {_MESSAGE} FROM {{messages}} AS m
+WHERE m.id = %(message_id)s AND (%(user_id)s::text IS NULL OR EXISTS (
+    SELECT FROM {{conversations}} WHERE id = m.conversation_id AND user_id = %(user_id)s))
+"""
+
+# One row without a message where the conversation has none to show; no row where there is none.
+LATEST: Final[LiteralString] = f"""
+SELECT {_MESSAGE}
+FROM (SELECT id FROM {{conversations}} WHERE {_IS_ADDRESSED}) AS c LEFT JOIN LATERAL (
+    SELECT * FROM {{messages}} WHERE conversation_id = c.id AND position < %(before)s
+    ORDER BY position DESC LIMIT %(limit)s) AS m ON true
+ORDER BY m.position
+"""
+
+AFTER: Final[LiteralString] = f"""
+SELECT {_MESSAGE}
+FROM (SELECT id FROM {{conversations}} WHERE {_IS_ADDRESSED}) AS c LEFT JOIN LATERAL (
+    SELECT * FROM {{messages}} WHERE conversation_id = c.id AND position > %(position)s
+    ORDER BY position LIMIT %(limit)s) AS m ON true
+ORDER BY m.position
+"""
+
+_EXPORT_PAGE: Final[LiteralString] = f"""
+    ORDER BY user_id, session_id LIMIT %(limit)s
+)
+SELECT c.id, c.user_id, c.session_id, c.status,
+    c.start_time AT TIME ZONE 'UTC', c.last_activity AT TIME ZONE 'UTC',
+    c.message_count, c.version, c.rescue_id, c.intent_type, c.source,
+    CASE WHEN m.position IS NULL OR m.position = 1 THEN c.metadata::text END, {_MESSAGE}
+FROM page AS c LEFT JOIN {{messages}} AS m ON m.conversation_id = c.id
+ORDER BY c.user_id, c.session_id, m.position
+"""
+
+EXPORT: Final[LiteralString] = f"""
+WITH page AS MATERIALIZED (
+    SELECT * FROM {{conversations}}
+    WHERE (user_id, session_id) > (%(after_user_id)s, %(after_session_id)s) {_EXPORT_PAGE}
+"""
+
+EXPORT_OF_USER: Final[LiteralString] = f"""
+WITH page AS MATERIALIZED (
+    SELECT * FROM {{conversations}}
+    WHERE user_id = %(owner)s AND session_id > %(after_session_id)s {_EXPORT_PAGE}
+"""
+
+NEXT_IDS: Final[LiteralString] = """
+SELECT nextval(seqrelid), seqincrement FROM pg_catalog.pg_sequence
+WHERE seqrelid = %(sequence)s::regclass
+"""
+
+
+class Texts:
+    """The statements of one store: the templates above with the names of its schema."""
+
+    def __init__(self, schema: str) -> None:
+        def identifier(name: str) -> str:
+            return sql.Identifier(schema, name).as_string()
+
+        def compose(template: str) -> bytes:
+            for place, quoted in names.items():
+                template = template.replace(place, quoted)
+            return template.strip().encode()
+
+        # A % in a statement with parameters is written twice.
+        names = {
+            "{conversations}": identifier("ai_conversations").replace("%", "%%"),
+            "{messages}": identifier("ai_messages").replace("%", "%%"),
+            "{refuse}": identifier("refuse").replace("%", "%%"),
+        }
+        self.sequence = identifier("ai_ids")
+        self.start = compose(START)
+        self.get_or_start = compose(GET_OR_START)
+        self.append = compose(APPEND)
+        self.append_request = compose(APPEND_REQUEST)
+        self.set_status = compose(SET_STATUS)
+        self.update = compose(UPDATE)
+        self.remove = compose(REMOVE)
+        self.erase_user = compose(ERASE_USER)
+        self.import_batch = compose(IMPORT)
+        self.get = compose(GET)
+        self.find = compose(FIND)
+        self.list = compose(LIST)
+        self.list_of_status = compose(LIST_OF_STATUS)
+        self.get_message = compose(GET_MESSAGE)
+        self.latest = compose(LATEST)
+        self.after = compose(AFTER)
+        self.export = compose(EXPORT)
+        self.export_of_user = compose(EXPORT_OF_USER)
+        self.next_ids = compose(NEXT_IDS)

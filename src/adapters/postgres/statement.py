@@ -1,0 +1,108 @@
+"""How statements and scripts of them are sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeAlias, TypeVar
+
+import psycopg
+from attrs import define, frozen
+from psycopg import AsyncCursor
+from psycopg.pq import ExecStatus
+from psycopg.rows import tuple_row
+
+from ...domain.repository import Write
+from .connections import Connection
+from .rows import Row
+
+T = TypeVar("T")
+
+Parameters: TypeAlias = Mapping[str, object]
+Cursor: TypeAlias = AsyncCursor[Row]
+
+
+@define(eq=False)
+class Statement(Write[T]):
+    """A write that is one SQL statement."""
+
+    text: bytes
+    bind: Callable[[Sequence[int]], Parameters]
+    """Its parameters, from the ids it was given."""
+    read: Callable[[Sequence[int], list[Row]], T]
+    """Its result, from those ids and the rows it returned."""
+    ids_needed: int = 0
+    ids: Sequence[int] = ()
+    new_conversations: int = 0
+    """How many of its ids are those of conversations; the others are those of messages."""
+    conversation_id: int | None = None
+    """The conversation it is about, where that exists already."""
+    request_id: str | None = None
+    """Its request, if it has one: then it can meet itself, sent by another, and is sent again."""
+
+    async def take_result(self, cursor: Cursor) -> None:
+        """Read the result from the cursor it was sent with."""
+        rows = await cursor.fetchall() if cursor.description else []
+        self.result = self.read(self.ids, rows)
+
+
+@frozen
+class Command:
+    """A text to be sent, with its parameters; of a statement, or one that controls blocks."""
+
+    text: bytes
+    parameters: Parameters | None = None
+
+    @classmethod
+    def of(cls, statement: Statement[Any]) -> Command:
+        """Return the command of a statement."""
+        return cls(statement.text, statement.bind(statement.ids))
+
+
+BEGIN: Final = Command(b"BEGIN ISOLATION LEVEL READ COMMITTED")
+COMMIT: Final = Command(b"COMMIT")
+
+
+class CommandFailedError(Exception):
+    """Of commands that were sent together, this one failed, so the later ones were skipped."""
+
+    def __init__(self, index: int, error: psycopg.Error) -> None:
+        super().__init__(error)
+        self.index = index
+        self.error = error
+
+
+def new_cursor(connection: Connection) -> Cursor:
+    """Return a cursor of plain tuples, whatever factories the connection was given."""
+    return AsyncCursor(connection, row_factory=tuple_row)
+
+
+async def execute(cursor: Cursor, command: Command) -> None:
+    """Send one command: one round trip, or none yet inside a pipeline."""
+    await cursor.execute(command.text, command.parameters, binary=True)
+
+
+async def execute_together(
+    connection: Connection, cursors: list[Cursor], commands: list[Command]
+) -> None:
+    """Send commands in one round trip; `cursors` gets one for each.
+
+    No code of others runs while the pipeline is open, and what is sent ends in a Sync. Raises
+    CommandFailedError for the first that failed; psycopg may report it at a later one.
+    """
+    cursors.extend(new_cursor(connection) for _ in commands)
+    try:
+        if len(commands) == 1:
+            await execute(cursors[0], commands[0])
+            return
+        async with connection.pipeline():
+            for cursor, command in zip(cursors, commands, strict=True):
+                await execute(cursor, command)
+    except psycopg.Error as error:
+        guilty = next((i for i, cursor in enumerate(cursors) if not succeeded(cursor)), 0)
+        raise CommandFailedError(guilty, error) from error
+
+
+def succeeded(cursor: Cursor) -> bool:
+    """Whether the server answered that the command of this cursor was carried out."""
+    result = cursor.pgresult
+    return result is not None and result.status in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK)

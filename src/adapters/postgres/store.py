@@ -1,0 +1,115 @@
+"""A store on PostgreSQL: its pool, its texts, its ids."""
+
+from __future__ import annotations
+
+import psycopg
+from psycopg import AsyncConnection, IsolationLevel
+from psycopg_pool import AsyncConnectionPool
+
+from ...domain.errors import StoreMisconfigured, StoreUnavailable
+from .connections import Connection, Connections, LentConnection, Pool, PooledConnections
+from .errors import translate
+from .ids import IdSource
+from .migrate import migrate
+from .sql import Texts
+from .unit_of_work import PsycopgUnitOfWork, draw_block
+
+_MAX_SCHEMA_BYTES = 63
+
+
+class PostgresStore:
+    """What units of work on one schema of one database share."""
+
+    def __init__(self, pool: Pool, schema: str, *, owns_pool: bool) -> None:
+        if not 1 <= len(schema.encode()) <= _MAX_SCHEMA_BYTES or "\0" in schema:
+            reason = f"a schema's name must have 1..{_MAX_SCHEMA_BYTES} bytes and no NUL"
+            raise StoreMisconfigured(reason=reason)
+        self._pool = pool
+        self._owns_pool = owns_pool
+        self._schema = schema
+        self._texts = Texts(schema)
+        self._connections = PooledConnections(pool)
+        self._ids = IdSource(self._draw_block)
+
+    async def open(self) -> None:
+        """Open our own pool. Errors: StoreUnavailable at once if the server cannot be reached."""
+        if not self._owns_pool:
+            return
+        try:
+            # The pool would go on trying until its timeout; one try says at once what is wrong.
+            probe = await AsyncConnection.connect(self._pool.conninfo, **self._pool.kwargs)  # type: ignore[arg-type]
+            await probe.close()
+            await self._pool.open(wait=True, timeout=self._pool.timeout)
+        except psycopg.ProgrammingError:
+            # Without the driver's text, which may hold the password.
+            reason = "the connection string cannot be read: see the manual of libpq for its form"
+            raise StoreMisconfigured(reason=reason) from None
+        except psycopg.Error as error:
+            await self._pool.close()
+            raise StoreUnavailable(reason=f"the server cannot be reached: {error}") from error
+
+    async def close(self) -> None:
+        """Close what is ours; a pool that was lent stays open."""
+        await self._ids.close()
+        if self._owns_pool:
+            await self._pool.close()
+
+    def unit_of_work(
+        self, user_id: str | None = None, connection: Connection | None = None
+    ) -> PsycopgUnitOfWork:
+        """Return a unit of work, over the pool or over one connection of the host's."""
+        connections: Connections = self._connections
+        if connection is not None:
+            connections = LentConnection(connection)
+        return PsycopgUnitOfWork(connections, self._texts, self._ids, user_id)
+
+    async def migrate(self, id_block: int, connection: Connection | None = None) -> list[str]:
+        """Apply the migrations that are missing, over the pool or inside the host's transaction."""
+        if connection is not None:
+            return await migrate(connection, self._schema, id_block)
+        borrowed = await self._connections.borrow()
+        try:
+            return await migrate(borrowed, self._schema, id_block)
+        finally:
+            await self._connections.give_back(borrowed)
+
+    async def ping(self) -> None:
+        """Ask the server for an answer. Errors: StoreUnavailable, StoreTimeout."""
+        connection = await self._connections.borrow()
+        try:
+            await connection.execute(b"SELECT 1")
+        except psycopg.Error as error:
+            raise translate(error) from error
+        finally:
+            await self._connections.give_back(connection)
+
+    async def _draw_block(self) -> range:
+        connection = await self._connections.borrow()
+        try:
+            return await draw_block(connection, self._texts)
+        finally:
+            await self._connections.give_back(connection)
+
+
+def new_pool(
+    dsn: str, *, min_size: int, max_size: int, timeout: float, prepare_threshold: int | None
+) -> Pool:
+    """Return a pool, not yet open, whose connections are as units of work want them."""
+    return AsyncConnectionPool(
+        dsn,
+        min_size=min_size,
+        max_size=max_size,
+        timeout=timeout,
+        open=False,
+        configure=_configure,
+        name="conversation-store",
+        kwargs={
+            "autocommit": True,
+            "prepare_threshold": prepare_threshold,
+            "fallback_application_name": "conversation-store",
+        },
+    )
+
+
+async def _configure(connection: Connection) -> None:
+    await connection.set_isolation_level(IsolationLevel.READ_COMMITTED)

@@ -1,0 +1,380 @@
+"""The unit of work on PostgreSQL: how scripts reach the server.
+
+| what the unit did | what is sent |
+|---|---|
+| one write | that statement alone, in autocommit: one round trip |
+| several writes | one pipeline of a literal BEGIN … COMMIT: one round trip |
+| reads before any write | each alone, in autocommit |
+| anything between | the unit wraps conn.transaction(); each flush is one pipeline in it, |
+| | inner blocks as SAVEPOINT … RELEASE |
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Final
+
+import psycopg
+from psycopg import AsyncTransaction
+from psycopg.pq import TransactionStatus
+
+from ...domain.errors import (
+    CommitOutcomeUnknown,
+    ConversationStoreError,
+    StoreUnavailable,
+    UnitOfWorkMisuse,
+)
+from ...service_layer.script import (
+    Block,
+    CloseBlock,
+    OpenBlock,
+    RegisteredWrite,
+    Step,
+    StepFailedError,
+)
+from ...service_layer.unit_of_work import MAX_SENDS, AsyncUnitOfWork, Outcome
+from .connections import Connection, Connections, LentConnection
+from .errors import is_contested, translate
+from .ids import IdSource
+from .repositories import PsycopgConversationRepository, PsycopgMessageRepository
+from .rows import Row
+from .sql import Texts
+from .statement import (
+    BEGIN,
+    COMMIT,
+    Command,
+    CommandFailedError,
+    Cursor,
+    Parameters,
+    Statement,
+    execute,
+    execute_together,
+    new_cursor,
+    succeeded,
+)
+
+COMMIT_GRACE: Final = 1.0
+"""Seconds that a cancelled unit waits to learn how its COMMIT ended."""
+
+_TRIAL: Final = b"conversation_store_trial"
+_SAVE_TRIAL: Final = Command(b"SAVEPOINT " + _TRIAL)
+_RELEASE_TRIAL: Final = Command(b"RELEASE " + _TRIAL)
+
+
+class PsycopgUnitOfWork(AsyncUnitOfWork):
+    """A unit of work on PostgreSQL."""
+
+    def __init__(
+        self, connections: Connections, texts: Texts, ids: IdSource, user_id: str | None = None
+    ) -> None:
+        super().__init__(user_id)
+        self._connections = connections
+        self._texts = texts
+        self._ids = ids
+        self._connection: Connection | None = None
+        """Held while a transaction of the unit is open."""
+        self._transaction: AsyncTransaction | None = None
+        """Ours, unless the unit is inside the host's."""
+        self._in_host_transaction = False
+        self.conversations = PsycopgConversationRepository(self, texts)
+        self.messages = PsycopgMessageRepository(self, texts)
+
+    async def connection(self) -> Connection:
+        """Give the connection inside the unit's transaction; see AsyncUnitOfWork.connection."""
+        self._check_live()
+        for block in self._blocks:
+            block.wrote = True
+        await self._flush(also_blocks=True)
+        if self._connection is None:  # pragma: no cover - every flush holds one
+            raise UnitOfWorkMisuse(reason="the unit has no connection")
+        return self._connection
+
+    async def fetch(self, text: bytes, parameters: Parameters) -> list[Row]:
+        """Read rows: in the open transaction if there is one, else in autocommit."""
+        held = self._connection
+        if held is not None:
+            try:
+                return await _fetch(held, text, parameters)
+            except BaseException as error:
+                await self._fail(self._last_opened(), error)
+                raise
+        connection = await self._connections.borrow()
+        try:
+            return await _fetch(connection, text, parameters)
+        finally:
+            await self._connections.give_back(connection)
+
+    def _last_opened(self) -> Block:
+        opened = [block for block in self._blocks if block.opened]
+        return opened[-1] if opened else self._blocks[0]
+
+    # What AsyncUnitOfWork asks of an adapter ------------------------------------------------------
+
+    def _prepare(self) -> None:
+        if isinstance(self._connections, LentConnection):
+            self._in_host_transaction = self._connections.check()
+            if self._in_host_transaction:
+                self._connection = self._connections.connection
+
+    def _may_send_again(self) -> bool:
+        return not self._in_host_transaction
+
+    async def _draw_ids(self, count: int) -> Sequence[int]:
+        held = self._connection
+        if held is None:
+            return await self._ids.take(count)
+        return await self._ids.take(count, lambda: draw_block(held, self._texts))
+
+    async def _run_whole(self, steps: list[Step]) -> None:
+        if self._in_host_transaction:
+            await self._run_whole_in_host_transaction(steps)
+            return
+        writes = [step for step in steps if isinstance(step, RegisteredWrite)]
+        statements = [_statement(step) for step in writes]
+        commands = [Command.of(statement) for statement in statements]
+        if len(commands) > 1:
+            commands = [BEGIN, *commands, COMMIT]
+        connection = await self._connections.borrow()
+        cursors: list[Cursor] = []
+        try:
+            await execute_together(connection, cursors, commands)
+        except CommandFailedError as failure:
+            raise self._judge(failure.error, connection, steps) from failure.error
+        except BaseException:
+            self._outcome = _judge_interrupted(cursors, connection)
+            raise
+        finally:
+            await self._connections.give_back(connection)
+        self._outcome = Outcome.COMMITTED
+        for statement, cursor in zip(statements, cursors[len(commands) > 1 :], strict=False):
+            await statement.take_result(cursor)
+
+    async def _run_whole_in_host_transaction(self, steps: list[Step]) -> None:
+        outermost = self._blocks[0]
+        try:
+            await self._run(steps)
+        except StepFailedError as failure:
+            await self._undo_or_abort(outermost)
+            raise failure.error from failure.error.__cause__
+        except BaseException:
+            await self._undo_or_abort(outermost)
+            raise
+        await self._end(Outcome.COMMITTED)
+
+    async def _run(self, steps: list[Step]) -> None:
+        if self._connection is None:
+            await self._begin()
+        connection = self._held()
+        script = [(step, command) for step in steps for command in self._commands(step)]
+        sends = 1
+        while script:
+            cursors: list[Cursor] = []
+            try:
+                await execute_together(connection, cursors, [command for _, command in script])
+                return await _take_results(script, cursors)
+            except CommandFailedError as failure:
+                step, _ = script[failure.index]
+                if (
+                    not is_contested(failure.error)
+                    or sends == MAX_SENDS
+                    or not isinstance(step, RegisteredWrite)
+                ):
+                    raise StepFailedError(step.block, _caused(failure.error)) from failure.error
+                # Before the contested write all went well: go on from it, with a new snapshot.
+                await _take_results(script[: failure.index], cursors)
+                await undo_to(connection, _TRIAL, keep=True)
+                script = script[failure.index :]
+                sends += 1
+
+    def _commands(self, step: Step) -> list[Command]:
+        block = step.block
+        if isinstance(step, RegisteredWrite):
+            statement = _statement(step)
+            command = Command.of(statement)
+            if statement.request_id is None:
+                return [command]
+            return [_SAVE_TRIAL, command, _RELEASE_TRIAL]
+        if isinstance(step, OpenBlock):
+            block.opened = True
+        if block.parent is None and not self._in_host_transaction:
+            return []  # the transaction itself
+        verb = b"SAVEPOINT " if isinstance(step, OpenBlock) else b"RELEASE "
+        return [Command(verb + _savepoint(block))]
+
+    async def _undo(self, block: Block) -> None:
+        try:
+            await undo_to(self._held(), _savepoint(block))
+        except psycopg.Error as error:
+            raise translate(error) from error
+
+    async def _commit(self) -> None:
+        connection = self._held()
+        transaction = self._transaction
+        try:
+            self._check_transaction(connection)
+        except BaseException:
+            await self._abort()
+            raise
+        if transaction is None:
+            await self._run_whole_in_host_transaction([CloseBlock(self._blocks[0])])
+            return
+        outcome = Outcome.UNKNOWN
+        task = asyncio.ensure_future(transaction.__aexit__(None, None, None))
+        try:
+            await asyncio.shield(task)
+            outcome = Outcome.COMMITTED
+        except psycopg.Error as error:
+            judged = self._judge(error, connection, [])
+            outcome = self._outcome
+            raise judged from error
+        except BaseException:
+            outcome = await _await_commit(task)
+            raise
+        finally:
+            await self._end(outcome)
+
+    async def _abort(self) -> None:
+        connection = self._held()
+        try:
+            if self._transaction is not None:
+                await self._transaction.__aexit__(psycopg.Rollback, psycopg.Rollback(), None)
+            else:
+                await undo_to(connection, _savepoint(self._blocks[0]))
+        except psycopg.Error:
+            if self._transaction is not None:
+                await connection.close()
+        finally:
+            outcome = self._outcome
+            await self._end(
+                outcome if outcome is Outcome.UNKNOWN else Outcome.ROLLED_BACK
+            )
+
+    # The transaction ------------------------------------------------------------------------------
+
+    async def _begin(self) -> None:
+        connection = await self._connections.borrow()
+        transaction = connection.transaction()
+        try:
+            await transaction.__aenter__()
+        except psycopg.Error as error:
+            await self._connections.give_back(connection)
+            raise translate(error) from error
+        except BaseException:
+            await self._connections.give_back(connection)
+            raise
+        self._connection, self._transaction = connection, transaction
+
+    async def _end(self, outcome: Outcome) -> None:
+        connection = self._held()
+        self._outcome = outcome
+        self._connection = self._transaction = None
+        if not self._in_host_transaction:
+            await self._connections.give_back(connection)
+
+    def _held(self) -> Connection:
+        if self._connection is None:
+            raise UnitOfWorkMisuse(reason="the unit of work has no open transaction")
+        return self._connection
+
+    def _check_transaction(self, connection: Connection) -> None:
+        """Refuse to commit what the server would silently roll back, or what is over already."""
+        status = connection.pgconn.transaction_status
+        if status == TransactionStatus.INERROR:
+            reason = "an SQL error in the unit's transaction was swallowed; nothing of it is stored"
+            raise UnitOfWorkMisuse(reason=reason)
+        if status == TransactionStatus.IDLE:
+            self._outcome = Outcome.UNKNOWN
+            reason = "the host's SQL ended the unit's transaction: leave COMMIT and ROLLBACK to it"
+            raise UnitOfWorkMisuse(reason=reason)
+
+    def _judge(
+        self, error: psycopg.Error, connection: Connection, steps: list[Step]
+    ) -> ConversationStoreError:
+        """Return what it means that a unit failed while it was committed; set the outcome."""
+        translated = translate(error)
+        lost = connection.closed or connection.pgconn.transaction_status in (
+            TransactionStatus.UNKNOWN,
+            TransactionStatus.ACTIVE,
+        )
+        if not (lost and isinstance(translated, StoreUnavailable)):
+            self._outcome = Outcome.ROLLED_BACK
+            return translated
+        self._outcome = Outcome.UNKNOWN
+        sent = [_statement(step) for step in steps if isinstance(step, RegisteredWrite)]
+        existing = [s.conversation_id for s in sent if s.conversation_id is not None]
+        return CommitOutcomeUnknown(
+            reason="the connection was lost while the unit of work was committed",
+            sqlstate=error.sqlstate,
+            conversation_ids=(*existing, *(i for s in sent for i in s.ids[: s.new_conversations])),
+            message_ids=tuple(i for s in sent for i in s.ids[s.new_conversations :]),
+            request_ids=tuple(s.request_id for s in sent if s.request_id is not None),
+        )
+
+
+async def _fetch(connection: Connection, text: bytes, parameters: Parameters) -> list[Row]:
+    cursor = new_cursor(connection)
+    try:
+        await execute(cursor, Command(text, parameters))
+    except psycopg.Error as error:
+        raise translate(error) from error
+    return await cursor.fetchall()
+
+
+async def draw_block(connection: Connection, texts: Texts) -> range:
+    """Draw a block of ids from the sequence: 1 round trip."""
+    [(first, increment)] = await _fetch(
+        connection, texts.next_ids, {"sequence": texts.sequence}
+    )
+    return range(first, first + increment)
+
+
+async def undo_to(connection: Connection, savepoint: bytes, *, keep: bool = False) -> None:
+    """Roll back to a savepoint and release it, or go on from it where it is kept.
+
+    As one text of several statements, which psycopg never keeps prepared: after a lone ROLLBACK
+    TO it would go on to believe in statements that the failed pipeline never prepared.
+    """
+    commands = [b"ROLLBACK TO SAVEPOINT " + savepoint, b"RELEASE SAVEPOINT " + savepoint]
+    if keep:
+        commands.append(b"SAVEPOINT " + savepoint)
+    await new_cursor(connection).execute(b"; ".join(commands))
+
+
+def _savepoint(block: Block) -> bytes:
+    return b"conversation_store_%d" % block.depth
+
+
+def _statement(step: RegisteredWrite[Any]) -> Statement[Any]:
+    statement = step.write
+    if not isinstance(statement, Statement):
+        raise TypeError(f"not a statement: {type(statement).__name__}")
+    return statement
+
+
+def _caused(error: psycopg.Error) -> ConversationStoreError:
+    translated = translate(error)
+    translated.__cause__ = error
+    return translated
+
+
+async def _take_results(script: list[tuple[Step, Command]], cursors: list[Cursor]) -> None:
+    for (step, command), cursor in zip(script, cursors, strict=False):
+        if isinstance(step, RegisteredWrite) and command.parameters is not None:
+            await _statement(step).take_result(cursor)
+
+
+def _judge_interrupted(cursors: list[Cursor], connection: Connection) -> Outcome:
+    """Return what became of a unit that was cancelled while it was sent; its last word tells."""
+    if cursors and succeeded(cursors[-1]):
+        return Outcome.COMMITTED
+    return Outcome.UNKNOWN if connection.closed else Outcome.ROLLED_BACK
+
+
+async def _await_commit(task: asyncio.Future[bool | None]) -> Outcome:
+    """Wait a moment for a COMMIT whose unit was cancelled."""
+    await asyncio.wait([task], timeout=COMMIT_GRACE)
+    if not task.done():
+        task.cancel()
+        return Outcome.UNKNOWN
+    return Outcome.ROLLED_BACK if task.cancelled() or task.exception() else Outcome.COMMITTED

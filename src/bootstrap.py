@@ -1,0 +1,158 @@
+"""The composition root: where adapters are chosen and put together.
+
+The only module that knows all layers. It loads the driver when a store on PostgreSQL is made, so
+that importing the package, and testing with the twin, needs none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from .service_layer.unit_of_work import AsyncUnitOfWork
+
+if TYPE_CHECKING:
+    from psycopg import AsyncConnection
+    from psycopg_pool import AsyncConnectionPool
+
+
+class _Adapter(Protocol):
+    async def open(self) -> None: ...
+    async def close(self) -> None: ...
+    def unit_of_work(self, user_id: str | None, connection: Any) -> AsyncUnitOfWork: ...
+    async def migrate(self, id_block: int, connection: Any) -> list[str]: ...
+    async def ping(self) -> None: ...
+
+
+class ConversationStore:
+    """Where conversations are kept; gives the units of work that service functions take.
+
+    Made by `connect`, `from_pool` or `in_memory`, and used as an async context manager:
+
+        async with ConversationStore.connect(dsn) as store:
+            await store.migrate()
+            conversation, messages = await start_conversation(
+                store.unit_of_work(), user_id="u-1", session_id="s-1"
+            )
+
+    One store serves all tasks of an event loop; each task takes units of work of its own.
+    """
+
+    def __init__(self, adapter: _Adapter) -> None:
+        self._adapter = adapter
+
+    @classmethod
+    def connect(
+        cls,
+        dsn: str,
+        *,
+        schema: str = "operational",
+        min_size: int = 2,
+        max_size: int = 10,
+        timeout: float = 30.0,
+        prepare_threshold: int | None = 5,
+    ) -> Self:
+        """Return a store on PostgreSQL with a pool of its own, opened on entering.
+
+        Args:
+            dsn: connection string or URL of libpq
+                (https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING).
+            schema: the schema of the store's tables; any name, quoted wherever it is used.
+            min_size: connections that are kept open.
+            max_size: most connections; a unit of work uses at most one at a time.
+            timeout: seconds to wait for a free connection, then StoreTimeout.
+            prepare_threshold: after how many uses the server keeps a statement prepared; None,
+                never, is for poolers in transaction mode before PgBouncer 1.21.
+
+        Entering raises StoreUnavailable at once where the server cannot be reached, and
+        StoreMisconfigured where the connection string cannot be read.
+        """
+        from .adapters.postgres.store import PostgresStore, new_pool
+
+        pool = new_pool(
+            dsn,
+            min_size=min_size,
+            max_size=max_size,
+            timeout=timeout,
+            prepare_threshold=prepare_threshold,
+        )
+        return cls(PostgresStore(pool, schema, owns_pool=True))
+
+    @classmethod
+    def from_pool(cls, pool: AsyncConnectionPool[Any], *, schema: str = "operational") -> Self:
+        """Return a store over a pool of the host's, which the host opens and closes.
+
+        Connections are given back as they were lent: same autocommit, same isolation level.
+        """
+        from .adapters.postgres.store import PostgresStore
+
+        return cls(PostgresStore(pool, schema, owns_pool=False))
+
+    @classmethod
+    def in_memory(
+        cls,
+        *,
+        clock: Callable[[], datetime] | None = None,
+        lock_timeout: float | None = 5.0,
+    ) -> Self:
+        """Return the twin: a store in memory that behaves as the one on PostgreSQL does.
+
+        Args:
+            clock: gives the time, aware; by default the system's, in UTC.
+            lock_timeout: seconds that a write waits for another unit of work, then StoreTimeout;
+                what `lock_timeout` is to PostgreSQL. None waits for ever.
+        """
+        from .adapters.memory.store import InMemoryStore
+
+        return cls(InMemoryStore(clock, lock_timeout))
+
+    async def __aenter__(self) -> Self:
+        """Open what the store owns."""
+        await self._adapter.open()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close what the store owns."""
+        await self._adapter.close()
+
+    def unit_of_work(
+        self, *, user_id: str | None = None, connection: AsyncConnection[Any] | None = None
+    ) -> AsyncUnitOfWork:
+        """Return a new unit of work; it sends nothing until it is used.
+
+        Args:
+            user_id: act for this user alone: what belongs to others does not exist.
+            connection: do it on this connection of the host's. Inside a transaction of the
+                host's the unit is a savepoint of that, and the host commits; on an idle
+                connection it is a transaction of its own.
+        """
+        return self._adapter.unit_of_work(user_id, connection)
+
+    async def migrate(
+        self, *, id_block: int = 1000, connection: AsyncConnection[Any] | None = None
+    ) -> list[str]:
+        """Bring the database to what this version needs; return the names of what was applied.
+
+        Safe when many processes do it at once. Each migration is one transaction.
+
+        Args:
+            id_block: how many ids a process draws at a time, 1..1000000; counts when the
+                sequence is made, on the first migration.
+            connection: do it on this connection of the host's, inside its transaction if there
+                is one.
+
+        Raises: StoreMisconfigured where the database is newer than this code, an applied file
+        has changed since, or the role lacks a privilege.
+        """
+        return await self._adapter.migrate(id_block, connection)
+
+    async def ping(self) -> None:
+        """Return if the store answers. Raises StoreUnavailable or StoreTimeout. Round trips: 1."""
+        await self._adapter.ping()

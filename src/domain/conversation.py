@@ -1,0 +1,164 @@
+"""Conversations: the aggregate root, its statuses, and which of them may follow which."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import Enum, StrEnum
+from typing import Any, Final, Literal, TypeAlias
+
+from attrs import field, frozen
+
+from .errors import InvalidConversation, InvalidInput
+from .json_object import JsonObject, check_optional_json
+from .message import MessageDraft
+from .text import check_name
+
+MAX_ID: Final = 2**63 - 1
+"""Largest id, version or position: what 64 bits hold."""
+
+
+class Status(StrEnum):
+    """Where a conversation stands in its life."""
+
+    ACTIVE = "active"
+    CLOSED = "closed"
+    ARCHIVED = "archived"
+
+
+ACCEPTING_MESSAGES: Final = frozenset({Status.ACTIVE})
+"""The statuses in which a conversation accepts messages."""
+
+TRANSITIONS: Final[dict[Status, frozenset[Status]]] = {
+    Status.ACTIVE: frozenset({Status.CLOSED}),
+    Status.CLOSED: frozenset({Status.ACTIVE, Status.ARCHIVED}),
+    Status.ARCHIVED: frozenset({Status.ACTIVE, Status.CLOSED}),
+}
+"""Target status: the statuses it can be reached from. Already there is success without change."""
+
+
+class Unchanged(Enum):
+    """The type of UNCHANGED."""
+
+    UNCHANGED = "unchanged"
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+UNCHANGED: Final = Unchanged.UNCHANGED
+"""Stands for a column that an update leaves as it is; None would clear it."""
+
+Change: TypeAlias = str | Literal[Unchanged.UNCHANGED] | None
+JsonChange: TypeAlias = JsonObject | Literal[Unchanged.UNCHANGED] | None
+
+
+def _name(field_name: str) -> Any:
+    def convert(value: str) -> str:
+        return check_name(value, field_name, InvalidConversation)
+
+    return convert
+
+
+def _optional_name(field_name: str) -> Any:
+    def convert(value: Change) -> Change:
+        if value is None or value is UNCHANGED:
+            return value
+        return check_name(value, field_name, InvalidConversation)
+
+    return convert
+
+
+def _to_metadata(value: JsonChange) -> JsonChange:
+    if value is UNCHANGED:
+        return value
+    return check_optional_json(value, "metadata", InvalidConversation)
+
+
+def to_status(value: str, field_name: str = "status") -> Status:
+    """Return the Status of that name; raise InvalidConversation if there is none."""
+    try:
+        return Status(value)
+    except ValueError:
+        names = ", ".join(Status)
+        shown = repr(value[:32]) if isinstance(value, str) else type(value).__name__
+        reason = f"must be one of {names}, not {shown}"
+        raise InvalidConversation(field=field_name, reason=reason) from None
+
+
+def check_integer(value: object, field_name: str, error: type[InvalidInput]) -> int:
+    """Return `value` if it is an integer that 64 bits hold; raise `error` if not."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        reason = f"must be an integer, not {type(value).__name__}"
+        raise error(field=field_name, reason=reason)
+    if not -MAX_ID <= value <= MAX_ID:
+        raise error(field=field_name, reason="must be an integer within 64 bits")
+    return value
+
+
+@frozen(kw_only=True)
+class Conversation:
+    """One dialogue of one user with the host application."""
+
+    id: int
+    """Unique in the store; given out before the conversation is stored."""
+    user_id: str
+    """Whose conversation it is; the host's own text."""
+    session_id: str
+    """The host's own name for it, unique per user_id."""
+    status: Status
+    """active, closed or archived; only an active one accepts messages."""
+    start_time: datetime
+    """When it was started, by the store's clock, in UTC."""
+    last_activity: datetime
+    """When its newest message was stored (start_time while it has none); never goes back."""
+    message_count: int
+    """How many messages it has; also the position of the newest."""
+    version: int
+    """1 when started; grows by 1 with every change, appends included."""
+    rescue_id: str | None = None
+    """Reference to a case in the host's world."""
+    intent_type: str | None = None
+    """The intent that the conversation is about."""
+    source: str | None = None
+    """Where it came from: a channel, a data set."""
+    metadata: JsonObject | None = field(default=None, repr=False, hash=False)
+    """The host's own JSON object."""
+
+    @property
+    def accepts_messages(self) -> bool:
+        """Whether its status allows new messages."""
+        return self.status in ACCEPTING_MESSAGES
+
+
+@frozen(kw_only=True)
+class NewConversation:
+    """A conversation that does not exist yet, with its first messages.
+
+    Raises InvalidConversation when made from values that cannot be stored.
+    """
+
+    user_id: str = field(converter=_name("user_id"))
+    session_id: str = field(converter=_name("session_id"))
+    rescue_id: str | None = field(default=None, converter=_optional_name("rescue_id"))
+    intent_type: str | None = field(default=None, converter=_optional_name("intent_type"))
+    source: str | None = field(default=None, converter=_optional_name("source"))
+    metadata: JsonObject | None = field(
+        default=None, converter=_to_metadata, repr=False, hash=False
+    )
+    drafts: tuple[MessageDraft, ...] = ()
+
+
+@frozen(kw_only=True)
+class ConversationChanges:
+    """The columns of a conversation that an update sets; those left UNCHANGED stay."""
+
+    rescue_id: Change = field(default=UNCHANGED, converter=_optional_name("rescue_id"))
+    intent_type: Change = field(default=UNCHANGED, converter=_optional_name("intent_type"))
+    metadata: JsonChange = field(
+        default=UNCHANGED, converter=_to_metadata, repr=False, hash=False
+    )
+
+    def __attrs_post_init__(self) -> None:
+        if all(value is UNCHANGED for value in (self.rescue_id, self.intent_type, self.metadata)):
+            reason = "name at least one of rescue_id, intent_type, metadata"
+            raise InvalidConversation(field="changes", reason=reason)

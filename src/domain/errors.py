@@ -1,0 +1,283 @@
+"""Every error of the store, in one tree.
+
+    ConversationStoreError
+    ├── NotFound
+    │   ├── ConversationNotFound
+    │   └── MessageNotFound
+    ├── Conflict
+    │   ├── DuplicateSession
+    │   ├── ConcurrentUpdate
+    │   └── RequestConflict
+    ├── RuleViolation
+    │   ├── ConversationNotAcceptingMessages
+    │   └── InvalidTransition
+    ├── InvalidInput (also ValueError)
+    │   ├── InvalidConversation
+    │   ├── InvalidMessage
+    │   ├── InvalidRecord
+    │   ├── InvalidCursor
+    │   └── InvalidLimit
+    ├── StoreError
+    │   ├── TransactionAborted      retryable
+    │   ├── StoreUnavailable        retryable
+    │   ├── StoreTimeout            retryable
+    │   ├── StoreMisconfigured
+    │   └── CommitOutcomeUnknown
+    └── UnitOfWorkMisuse
+
+`retryable` says whether running the whole unit of work again may succeed.
+No text of an error ever holds what a person said: ids, names of fields and reasons only.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from attrs import define, field
+
+if TYPE_CHECKING:
+    from .records import ImportReceipt
+
+
+def _rebuild(cls: type[ConversationStoreError], state: dict[str, Any]) -> ConversationStoreError:
+    error = cls.__new__(cls)
+    error.__dict__.update(state)
+    return error
+
+
+@define(slots=False, eq=False, kw_only=True)
+class ConversationStoreError(Exception):
+    """The root: whatever the store refuses or fails at is one of these."""
+
+    retryable: ClassVar[bool] = False
+    """Whether the same unit of work, run again, may succeed."""
+
+    imported: ImportReceipt | None = field(default=None, init=False, repr=False)
+    """What an import had stored for good before this error ended it; None outside imports."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.__dict__)
+
+
+# What is not there ------------------------------------------------------------------------------
+
+
+class NotFound(ConversationStoreError):
+    """What was asked for does not exist, or belongs to a user the unit does not act for."""
+
+
+@define(slots=False, eq=False, kw_only=True)
+class ConversationNotFound(NotFound):
+    """No such conversation."""
+
+    conversation_id: int
+
+    def __str__(self) -> str:
+        return f"there is no conversation {self.conversation_id}"
+
+
+@define(slots=False, eq=False, kw_only=True)
+class MessageNotFound(NotFound):
+    """No such message."""
+
+    message_id: int
+
+    def __str__(self) -> str:
+        return f"there is no message {self.message_id}"
+
+
+# What contradicts what is there -----------------------------------------------------------------
+
+
+class Conflict(ConversationStoreError):
+    """What was asked for contradicts what is stored."""
+
+
+@define(slots=False, eq=False, kw_only=True)
+class DuplicateSession(Conflict):
+    """The user already has a conversation of this session."""
+
+    user_id: str
+    session_id: str
+
+    def __str__(self) -> str:
+        return (
+            f"user {self.user_id!r} already has a conversation for session {self.session_id!r}: "
+            "find_conversation or get_or_start_conversation gives it"
+        )
+
+
+@define(slots=False, eq=False, kw_only=True)
+class ConcurrentUpdate(Conflict):
+    """The conversation is no longer at the version that the caller expected."""
+
+    conversation_id: int
+    expected_version: int
+    actual_version: int
+
+    def __str__(self) -> str:
+        return (
+            f"conversation {self.conversation_id} is at version {self.actual_version}, "
+            f"not {self.expected_version}: read it again and decide anew"
+        )
+
+
+@define(slots=False, eq=False, kw_only=True)
+class RequestConflict(Conflict):
+    """The request_id was used before in this conversation, for other messages."""
+
+    conversation_id: int
+    request_id: str
+
+    def __str__(self) -> str:
+        return (
+            f"request {self.request_id!r} of conversation {self.conversation_id} "
+            "was stored with other messages: use a new request_id for new content"
+        )
+
+
+# What the rules of the domain forbid ------------------------------------------------------------
+
+
+class RuleViolation(ConversationStoreError):
+    """A rule of the domain forbids it."""
+
+
+@define(slots=False, eq=False, kw_only=True)
+class ConversationNotAcceptingMessages(RuleViolation):
+    """The conversation's status does not allow new messages."""
+
+    conversation_id: int
+    status: str
+
+    def __str__(self) -> str:
+        return (
+            f"conversation {self.conversation_id} is {self.status} and takes no messages: "
+            "reopen it first"
+        )
+
+
+@define(slots=False, eq=False, kw_only=True)
+class InvalidTransition(RuleViolation):
+    """A conversation cannot go from this status to that one."""
+
+    conversation_id: int
+    status: str
+    target: str
+
+    def __str__(self) -> str:
+        return (
+            f"conversation {self.conversation_id} is {self.status} and cannot become {self.target}"
+        )
+
+
+# What cannot be accepted ------------------------------------------------------------------------
+
+
+@define(slots=False, eq=False, kw_only=True)
+class InvalidInput(ConversationStoreError, ValueError):
+    """A value that the store does not accept; nothing was sent."""
+
+    field: str  # shadows attrs.field from here on, in this class only
+    """Which value, for example ``content`` or ``slots.city``."""
+    reason: str
+    """Why it is refused and what would be accepted."""
+    offset: int | None = None
+    """Where in a text the trouble starts, in characters from 0; None where that says nothing."""
+
+    def __str__(self) -> str:
+        at = "" if self.offset is None else f" (at offset {self.offset})"
+        return f"{self.field}: {self.reason}{at}"
+
+
+class InvalidConversation(InvalidInput):
+    """A value of a conversation is not acceptable."""
+
+
+class InvalidMessage(InvalidInput):
+    """A value of a message is not acceptable."""
+
+
+@define(slots=False, eq=False, kw_only=True)
+class InvalidRecord(InvalidInput):
+    """A record to be imported is malformed."""
+
+    record: int
+    """Which record of the stream, counted from 1; in a JSON Lines file its line."""
+
+    def __str__(self) -> str:
+        return f"record {self.record}: {super().__str__()}"
+
+
+class InvalidCursor(InvalidInput):
+    """The cursor of a list is damaged, or was made for another list."""
+
+
+class InvalidLimit(InvalidInput):
+    """The size of a page is not within 1..1000."""
+
+
+# What the server or the way to it does ----------------------------------------------------------
+
+
+@define(slots=False, eq=False, kw_only=True)
+class StoreError(ConversationStoreError):
+    """The server reported something; where no subclass fits, something the store does not know."""
+
+    reason: str
+    """What happened, in words."""
+    sqlstate: str | None = None
+    """The server's code, five characters; None where the server said nothing."""
+
+    def __str__(self) -> str:
+        return self.reason if self.sqlstate is None else f"{self.reason} [{self.sqlstate}]"
+
+
+class TransactionAborted(StoreError):
+    """The server gave the transaction up (deadlock, serialization, contention): nothing stored."""
+
+    retryable: ClassVar[bool] = True
+
+
+class StoreUnavailable(StoreError):
+    """The server cannot be reached or takes no work now; nothing was stored."""
+
+    retryable: ClassVar[bool] = True
+
+
+class StoreTimeout(StoreError):
+    """A wait came to its limit: for a connection, a lock or a statement; nothing was stored."""
+
+    retryable: ClassVar[bool] = True
+
+
+class StoreMisconfigured(StoreError):
+    """The database is not as the store needs it: migrations, schema name or privileges."""
+
+
+@define(slots=False, eq=False, kw_only=True)
+class CommitOutcomeUnknown(StoreError):
+    """The connection was lost while the unit was being committed: stored whole or not at all.
+
+    Ask for the ids, or send the same append with the same request_id again, to find out.
+    """
+
+    conversation_ids: tuple[int, ...] = ()
+    """The conversations that the unit wrote to or would have started."""
+    message_ids: tuple[int, ...] = ()
+    """The messages that the unit would have stored."""
+    request_ids: tuple[str, ...] = ()
+    """The request_ids of its appends."""
+
+
+# What the caller does wrong ---------------------------------------------------------------------
+
+
+@define(slots=False, eq=False, kw_only=True)
+class UnitOfWorkMisuse(ConversationStoreError):
+    """The unit of work was used in a way its contract does not allow; nothing was changed by it."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason

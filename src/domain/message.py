@@ -1,0 +1,162 @@
+"""Messages: what was said in a conversation, and what a caller wants to say."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from datetime import datetime
+from enum import StrEnum
+from typing import Final
+
+from attrs import evolve, field, frozen
+
+from .errors import InvalidMessage
+from .json_object import JsonObject, check_optional_json
+from .text import check_name, check_text
+
+MAX_CONTENT_BYTES: Final = 10_000_000
+"""Longest content of a message, in bytes of UTF-8."""
+MAX_DRAFTS: Final = 1000
+"""Most messages that one call stores."""
+MAX_TURN_BYTES: Final = 100_000_000
+"""Largest content of all messages of one call together, in bytes of UTF-8."""
+
+
+class Role(StrEnum):
+    """Who speaks."""
+
+    USER = "user"
+    ASSISTANT = "assistant"
+    SYSTEM = "system"
+    TOOL = "tool"
+
+
+_ROLES: Final[dict[object, Role]] = {role.value: role for role in Role}
+
+
+def _to_role(value: str) -> Role:
+    try:
+        return _ROLES[value]
+    except (KeyError, TypeError):
+        names = ", ".join(Role)
+        shown = repr(value[:32]) if isinstance(value, str) else type(value).__name__
+        raise InvalidMessage(field="role", reason=f"must be one of {names}, not {shown}") from None
+
+
+def _to_content(value: str) -> str:
+    text = check_text(value, "content", InvalidMessage)
+    size = content_bytes(text)
+    if size > MAX_CONTENT_BYTES:
+        reason = f"must be at most {MAX_CONTENT_BYTES} bytes of UTF-8, not {size}"
+        raise InvalidMessage(field="content", reason=reason)
+    return text
+
+
+def content_bytes(text: str) -> int:
+    """Return the length of `text` in bytes of UTF-8."""
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def _to_intent_type(value: str | None) -> str | None:
+    return None if value is None else check_name(value, "intent_type", InvalidMessage)
+
+
+def _to_slots(value: JsonObject | None) -> JsonObject | None:
+    return check_optional_json(value, "slots", InvalidMessage)
+
+
+def _to_metadata(value: JsonObject | None) -> JsonObject | None:
+    return check_optional_json(value, "metadata", InvalidMessage)
+
+
+@frozen(kw_only=True)
+class MessageDraft:
+    """What a caller wants to say; becomes a Message when it gets id, position and timestamp.
+
+    Raises InvalidMessage when made from values that cannot be stored.
+    """
+
+    role: Role = field(converter=_to_role)
+    """Who speaks: user, assistant, system or tool."""
+    content: str = field(converter=_to_content, repr=False)
+    """The words: up to 10 MB of UTF-8; may be empty (tool calls produce that)."""
+    intent_type: str | None = field(default=None, converter=_to_intent_type)
+    """The intent that the language-understanding step found, 1..255 characters."""
+    slots: JsonObject | None = field(default=None, converter=_to_slots, repr=False, hash=False)
+    """The slots that it found: a JSON object of at most 1 MB."""
+    metadata: JsonObject | None = field(
+        default=None, converter=_to_metadata, repr=False, hash=False
+    )
+    """The host's own JSON object (model, tokens, tool call ids), at most 1 MB."""
+
+
+@frozen(kw_only=True)
+class Message:
+    """One utterance in a conversation, immutable once stored."""
+
+    id: int
+    """Unique in the store; given out before the message is stored."""
+    conversation_id: int
+    """The conversation it was said in."""
+    position: int
+    """1, 2, 3 … within the conversation, in commit order, without gaps."""
+    role: Role
+    """Who spoke."""
+    content: str = field(repr=False)
+    """The words."""
+    timestamp: datetime
+    """When it was stored, by the store's clock, in UTC; never decreases with position."""
+    intent_type: str | None = None
+    """The intent found in it."""
+    slots: JsonObject | None = field(default=None, repr=False, hash=False)
+    """The slots found in it."""
+    metadata: JsonObject | None = field(default=None, repr=False, hash=False)
+    """The host's own JSON object."""
+
+
+def _own(draft: MessageDraft) -> MessageDraft:
+    if not isinstance(draft, MessageDraft):
+        reason = f"must hold MessageDraft objects, not {type(draft).__name__}"
+        raise InvalidMessage(field="drafts", reason=reason)
+    if draft.slots is None and draft.metadata is None:
+        return draft
+    return evolve(draft)  # checks and copies both anew
+
+
+def check_drafts(drafts: Iterable[MessageDraft], *, least: int) -> tuple[MessageDraft, ...]:
+    """Return `drafts` as they are now; raise InvalidMessage if too few, too many or too large.
+
+    What the caller does to their slots and metadata afterwards has no effect.
+    """
+    checked = tuple(_own(draft) for draft in drafts)
+    if not least <= len(checked) <= MAX_DRAFTS:
+        reason = f"must be {least}..{MAX_DRAFTS} messages, not {len(checked)}"
+        raise InvalidMessage(field="drafts", reason=reason)
+    size = sum(len(draft.content) for draft in checked)
+    if size > MAX_TURN_BYTES // 4:
+        size = sum(content_bytes(draft.content) for draft in checked)
+        if size > MAX_TURN_BYTES:
+            reason = f"must hold at most {MAX_TURN_BYTES} bytes of content together, not {size}"
+            raise InvalidMessage(field="drafts", reason=reason)
+    return checked
+
+
+@frozen(kw_only=True)
+class Turn:
+    """Messages that belong together and are appended by one call."""
+
+    conversation_id: int
+    drafts: tuple[MessageDraft, ...]
+    request_id: str | None = None
+    expected_version: int | None = None
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 over what is said; its first byte names the form of the text digested."""
+        said = [
+            [draft.role, draft.content, draft.intent_type, draft.slots, draft.metadata]
+            for draft in self.drafts
+        ]
+        text = json.dumps(said, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        return b"\x01" + hashlib.sha256(text.encode()).digest()

@@ -1,0 +1,82 @@
+"""Pages: how much of a list is read at a time, and where the next page starts."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import struct
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from attrs import frozen
+
+from .conversation import Conversation, Status
+from .errors import InvalidCursor, InvalidLimit
+
+MAX_LIMIT: Final = 1000
+"""Largest page."""
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+_PLACE: Final = struct.Struct(">qq")
+_SEAL_BYTES: Final = 8
+
+
+def check_limit(limit: object) -> int:
+    """Return `limit` if it is an integer of 1..1000; raise InvalidLimit if not."""
+    if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= MAX_LIMIT:
+        shown = limit if isinstance(limit, int) and abs(limit) < 10**12 else type(limit).__name__
+        reason = f"must be an integer of 1..{MAX_LIMIT}, not {shown}"
+        raise InvalidLimit(field="limit", reason=reason)
+    return limit
+
+
+@frozen(kw_only=True)
+class ConversationPage:
+    """A page of a user's conversations, the most recent activity first."""
+
+    conversations: list[Conversation]
+    """The conversations of this page."""
+    next_cursor: str | None
+    """What `after` takes to get the next page; None when this is the last."""
+
+
+@frozen(kw_only=True)
+class ConversationCursor:
+    """Where a page of conversations ended: the place of its last one in the list."""
+
+    last_activity: datetime
+    conversation_id: int
+
+    def encode(self, user_id: str, status: Status | None) -> str:
+        """Return the opaque text of this place in the list of that user and status."""
+        microseconds = (self.last_activity - _EPOCH) // _MICROSECOND
+        place = _PLACE.pack(microseconds, self.conversation_id)
+        return base64.urlsafe_b64encode(place + _seal(place, user_id, status)).decode()
+
+    @classmethod
+    def decode(cls, text: object, user_id: str, status: Status | None) -> ConversationCursor:
+        """Return the place that `text` stands for; raise InvalidCursor if it is none of this list.
+
+        A cursor is no secret and no permission: it only says where to go on.
+        """
+        try:
+            if not isinstance(text, str):
+                raise ValueError
+            raw = base64.b64decode(text.encode("ascii"), altchars=b"-_", validate=True)
+            place, seal = raw[: _PLACE.size], raw[_PLACE.size :]
+            microseconds, conversation_id = _PLACE.unpack(place)
+            if seal != _seal(place, user_id, status):
+                raise ValueError
+            moment = _EPOCH + microseconds * _MICROSECOND
+        except (ValueError, struct.error, binascii.Error, OverflowError):
+            reason = "is damaged or was made for another list; start again without a cursor"
+            raise InvalidCursor(field="after", reason=reason) from None
+        return cls(last_activity=moment, conversation_id=conversation_id)
+
+
+def _seal(place: bytes, user_id: str, status: Status | None) -> bytes:
+    """Return a check sum that ties a place to its list; it finds mistakes, not forgeries."""
+    listed = f"{status or ''}\0{user_id}".encode()
+    return hashlib.blake2b(place + listed, digest_size=_SEAL_BYTES).digest()

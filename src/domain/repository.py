@@ -1,0 +1,346 @@
+"""The ports: what the domain asks of whoever keeps conversations and messages.
+
+Writes are plain calls: they validate at once, register with the unit of work, and return a
+Pending, the handle of what will be. Reads are async and see the unit's own writes. An adapter
+implements the methods whose names start with an underscore and nothing else, so every adapter
+validates, registers and scopes alike.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Sequence
+from typing import Generic, Literal, Protocol, TypeAlias, TypeVar
+
+from attrs import evolve, frozen
+
+from .conversation import (
+    Conversation,
+    ConversationChanges,
+    NewConversation,
+    Status,
+    check_integer,
+)
+from .errors import InvalidConversation, InvalidMessage, UnitOfWorkMisuse
+from .message import Message, MessageDraft, Turn, check_drafts
+from .page import ConversationCursor, ConversationPage, check_limit
+from .record import ImportedConversation, ImportReceipt
+from .text import check_name
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+OnDuplicate: TypeAlias = Literal["error", "skip"]
+"""What an import does with a session that exists: refuse the batch, or leave the record out."""
+
+
+@frozen(kw_only=True)
+class ErasureReceipt:
+    """What an erasure removed."""
+
+    conversations: int
+    messages: int
+
+
+class Pending(Awaitable[T_co], Protocol[T_co]):
+    """The handle of a registered write.
+
+    Awaiting it gives the write's result: it sends what is registered if need be, costs nothing
+    once that is sent, and is final only when the outermost block has been left. It raises the
+    error of its block when that block, or one around it, failed or was discarded.
+    """
+
+
+class Write(Generic[T]):
+    """A write as an adapter will carry it out; the unit of work keeps it until it is sent."""
+
+    ids_needed: int = 0
+    """How many ids it needs; they are drawn once and stay with it when it is sent again."""
+    ids: Sequence[int] = ()
+    """The ids it was given."""
+    result: T
+    """What it came to; set by the adapter when it is carried out."""
+
+
+class Unit(Protocol):
+    """What a repository needs of the unit of work it belongs to."""
+
+    @property
+    def user_id(self) -> str | None:
+        """The user that the unit acts for; None: it acts for the application."""
+
+    def register(self, write: Write[T]) -> Pending[T]:
+        """Take a write into the current block."""
+
+    async def before_read(self) -> None:
+        """Send what is registered, so that the read sees it."""
+
+
+class _Repository:
+    def __init__(self, unit: Unit) -> None:
+        self._unit = unit
+
+    def _owner(self, user_id: str | None) -> str:
+        """Return the user a call is about: the one named, or the one the unit acts for."""
+        scope = self._unit.user_id
+        if user_id is None:
+            if scope is None:
+                raise InvalidConversation(field="user_id", reason="is missing")
+            return scope
+        check_name(user_id, "user_id", InvalidConversation)
+        if scope is not None and user_id != scope:
+            reason = "the unit of work acts for one user; another user_id was named"
+            raise UnitOfWorkMisuse(reason=reason)
+        return user_id
+
+
+def _conversation_id(value: int) -> int:
+    return check_integer(value, "conversation_id", InvalidConversation)
+
+
+def _version(value: int | None) -> int | None:
+    if value is None:
+        return None
+    return check_integer(value, "expected_version", InvalidConversation)
+
+
+class ConversationRepository(_Repository, ABC):
+    """The conversations."""
+
+    def add(
+        self, conversation: NewConversation, drafts: Sequence[MessageDraft] = ()
+    ) -> Pending[tuple[Conversation, list[Message]]]:
+        """Register a new conversation with its first messages.
+
+        Errors: DuplicateSession, InvalidMessage.
+        """
+        return self._unit.register(self._add(self._owned(conversation, drafts)))
+
+    def get_or_add(
+        self, conversation: NewConversation, drafts: Sequence[MessageDraft] = ()
+    ) -> Pending[tuple[Conversation, bool]]:
+        """Register a new conversation unless the user has one of that session already.
+
+        Gives the conversation, and whether it was created. For one that was there neither the
+        drafts nor anything else of `conversation` is stored.
+        """
+        return self._unit.register(self._get_or_add(self._owned(conversation, drafts)))
+
+    async def get(self, conversation_id: int) -> Conversation:
+        """Read one conversation. Errors: ConversationNotFound."""
+        conversation_id = _conversation_id(conversation_id)
+        await self._unit.before_read()
+        return await self._get(conversation_id)
+
+    async def find(self, session_id: str, user_id: str | None = None) -> Conversation | None:
+        """Read the conversation of a session; None if the user has none."""
+        owner = self._owner(user_id)
+        check_name(session_id, "session_id", InvalidConversation)
+        await self._unit.before_read()
+        return await self._find(owner, session_id)
+
+    async def list(
+        self,
+        user_id: str | None = None,
+        *,
+        status: Status | None = None,
+        limit: int = 20,
+        after: str | None = None,
+    ) -> ConversationPage:
+        """Read a page of a user's conversations, the most recent activity first.
+
+        Errors: InvalidLimit, InvalidCursor.
+        """
+        owner = self._owner(user_id)
+        check_limit(limit)
+        start = None if after is None else ConversationCursor.decode(after, owner, status)
+        await self._unit.before_read()
+        found = await self._list(owner, status, limit + 1, start)
+        cursor = None
+        if len(found) > limit:
+            del found[limit:]
+            last = ConversationCursor(
+                last_activity=found[-1].last_activity, conversation_id=found[-1].id
+            )
+            cursor = last.encode(owner, status)
+        return ConversationPage(conversations=found, next_cursor=cursor)
+
+    def update(
+        self,
+        conversation_id: int,
+        changes: ConversationChanges,
+        *,
+        expected_version: int | None = None,
+    ) -> Pending[Conversation]:
+        """Register new values for some columns. Errors: ConversationNotFound, ConcurrentUpdate."""
+        conversation_id = _conversation_id(conversation_id)
+        version = _version(expected_version)
+        return self._unit.register(self._update(conversation_id, changes, version))
+
+    def set_status(
+        self, conversation_id: int, target: Status, *, expected_version: int | None = None
+    ) -> Pending[Conversation]:
+        """Register a change of status; already there is success without change.
+
+        Errors: ConversationNotFound, InvalidTransition, ConcurrentUpdate.
+        """
+        conversation_id = _conversation_id(conversation_id)
+        version = _version(expected_version)
+        return self._unit.register(self._set_status(conversation_id, target, version))
+
+    def remove(self, conversation_id: int) -> Pending[None]:
+        """Register the removal of a conversation with its messages; gone already is success."""
+        return self._unit.register(self._remove(_conversation_id(conversation_id)))
+
+    def erase_user(self, user_id: str | None = None) -> Pending[ErasureReceipt]:
+        """Register the removal of all that a user has."""
+        return self._unit.register(self._erase_user(self._owner(user_id)))
+
+    def add_imported(
+        self, batch: Sequence[ImportedConversation], on_duplicate: OnDuplicate
+    ) -> Pending[ImportReceipt]:
+        """Register conversations that were read from records.
+
+        Errors: DuplicateSession where `on_duplicate` is "error".
+        """
+        for imported in batch:
+            self._owner(imported.conversation.user_id)
+        return self._unit.register(self._add_imported(batch, on_duplicate))
+
+    async def export_page(
+        self, user_id: str | None, after: tuple[str, str] | None, limit: int
+    ) -> list[tuple[Conversation, list[Message]]]:
+        """Read conversations with all their messages, ordered by user_id and session_id.
+
+        `user_id` None is every user's, unless the unit acts for one; `after` is the
+        (user_id, session_id) of the last one read before.
+        """
+        scope = self._unit.user_id
+        owner = scope if user_id is None else self._owner(user_id)
+        check_limit(limit)
+        await self._unit.before_read()
+        return await self._export_page(owner, after, limit)
+
+    def _owned(
+        self, conversation: NewConversation, drafts: Sequence[MessageDraft]
+    ) -> NewConversation:
+        self._owner(conversation.user_id)
+        return evolve(conversation, drafts=check_drafts(drafts, least=0)) if drafts else conversation
+
+    @abstractmethod
+    def _add(
+        self, new: NewConversation
+    ) -> Write[tuple[Conversation, list[Message]]]: ...
+
+    @abstractmethod
+    def _get_or_add(self, new: NewConversation) -> Write[tuple[Conversation, bool]]: ...
+
+    @abstractmethod
+    async def _get(self, conversation_id: int) -> Conversation: ...
+
+    @abstractmethod
+    async def _find(self, user_id: str, session_id: str) -> Conversation | None: ...
+
+    @abstractmethod
+    async def _list(
+        self, user_id: str, status: Status | None, limit: int, after: ConversationCursor | None
+    ) -> list[Conversation]: ...
+
+    @abstractmethod
+    def _update(
+        self, conversation_id: int, changes: ConversationChanges, expected_version: int | None
+    ) -> Write[Conversation]: ...
+
+    @abstractmethod
+    def _set_status(
+        self, conversation_id: int, target: Status, expected_version: int | None
+    ) -> Write[Conversation]: ...
+
+    @abstractmethod
+    def _remove(self, conversation_id: int) -> Write[None]: ...
+
+    @abstractmethod
+    def _erase_user(self, user_id: str) -> Write[ErasureReceipt]: ...
+
+    @abstractmethod
+    def _add_imported(
+        self, batch: Sequence[ImportedConversation], on_duplicate: OnDuplicate
+    ) -> Write[ImportReceipt]: ...
+
+    @abstractmethod
+    async def _export_page(
+        self, user_id: str | None, after: tuple[str, str] | None, limit: int
+    ) -> list[tuple[Conversation, list[Message]]]: ...
+
+
+class MessageRepository(_Repository, ABC):
+    """The messages."""
+
+    def append(
+        self,
+        conversation_id: int,
+        drafts: Sequence[MessageDraft],
+        *,
+        request_id: str | None = None,
+        expected_version: int | None = None,
+    ) -> Pending[list[Message]]:
+        """Register a turn at the end of a conversation.
+
+        Errors, the first that holds: ConversationNotFound, RequestConflict,
+        ConversationNotAcceptingMessages, ConcurrentUpdate. A request_id that was used before
+        with the same drafts gives the messages stored then and changes nothing.
+        """
+        turn = Turn(
+            conversation_id=_conversation_id(conversation_id),
+            drafts=check_drafts(drafts, least=1),
+            request_id=None
+            if request_id is None
+            else check_name(request_id, "request_id", InvalidMessage),
+            expected_version=_version(expected_version),
+        )
+        return self._unit.register(self._append(turn))
+
+    async def get(self, message_id: int) -> Message:
+        """Read one message. Errors: MessageNotFound."""
+        check_integer(message_id, "message_id", InvalidMessage)
+        await self._unit.before_read()
+        return await self._get(message_id)
+
+    async def latest(
+        self, conversation_id: int, *, limit: int = 50, before: int | None = None
+    ) -> list[Message]:
+        """Read the newest messages, or the newest before a position, oldest first.
+
+        Errors: ConversationNotFound, InvalidLimit.
+        """
+        conversation_id = _conversation_id(conversation_id)
+        check_limit(limit)
+        if before is not None:
+            check_integer(before, "before", InvalidMessage)
+        await self._unit.before_read()
+        return await self._latest(conversation_id, limit, before)
+
+    async def after(self, conversation_id: int, position: int, *, limit: int) -> list[Message]:
+        """Read the messages that follow a position, oldest first.
+
+        Errors: ConversationNotFound, InvalidLimit.
+        """
+        conversation_id = _conversation_id(conversation_id)
+        check_integer(position, "position", InvalidMessage)
+        check_limit(limit)
+        await self._unit.before_read()
+        return await self._after(conversation_id, position, limit)
+
+    @abstractmethod
+    def _append(self, turn: Turn) -> Write[list[Message]]: ...
+
+    @abstractmethod
+    async def _get(self, message_id: int) -> Message: ...
+
+    @abstractmethod
+    async def _latest(
+        self, conversation_id: int, limit: int, before: int | None
+    ) -> list[Message]: ...
+
+    @abstractmethod
+    async def _after(self, conversation_id: int, position: int, limit: int) -> list[Message]: ...

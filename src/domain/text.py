@@ -1,0 +1,51 @@
+"""Which texts can be stored, and the remedy for those that cannot.
+
+PostgreSQL stores neither NUL nor lone surrogates in text or jsonb
+(https://www.postgresql.org/docs/current/datatype-character.html); language models emit both.
+The domain refuses them, so that every adapter does.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from .errors import InvalidInput
+
+MAX_NAME_LENGTH: Final = 255
+"""Longest id or name, in characters."""
+
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+def storable_text(text: str) -> str:
+    """Return `text` with U+FFFD in place of each NUL and lone surrogate.
+
+    For output of models and other programs that must not be lost for one bad character.
+    """
+    return _UNSTORABLE.sub("\ufffd", text)
+
+
+def check_text(value: object, field: str, error: type[InvalidInput]) -> str:
+    """Return `value` if it is a text that can be stored; raise `error` naming `field` if not."""
+    if not isinstance(value, str):
+        raise error(field=field, reason=f"must be a text, not {type(value).__name__}")
+    if not value.isascii() or "\0" in value:
+        bad = _UNSTORABLE.search(value)
+        if bad is not None:
+            what = "a NUL character" if bad[0] == "\0" else "a lone surrogate"
+            raise error(
+                field=field,
+                reason=f"holds {what}, which cannot be stored; storable_text() replaces it",
+                offset=bad.start(),
+            )
+    return value
+
+
+def check_name(value: object, field: str, error: type[InvalidInput]) -> str:
+    """Return `value` if it is a storable text of 1..255 characters; raise `error` if not."""
+    text = check_text(value, field, error)
+    if not 1 <= len(text) <= MAX_NAME_LENGTH:
+        reason = f"must have 1..{MAX_NAME_LENGTH} characters, not {len(text)}"
+        raise error(field=field, reason=reason)
+    return text

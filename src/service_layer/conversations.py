@@ -1,0 +1,272 @@
+"""Service functions for conversations.
+
+Each runs in its own block of the unit of work it is given: alone it is a transaction of its own,
+inside an open block it is a part of that. Round trips are those of a call on its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from ..domain.conversation import (
+    UNCHANGED,
+    Change,
+    Conversation,
+    ConversationChanges,
+    NewConversation,
+    Status,
+    Unchanged,
+    to_status,
+)
+from ..domain.errors import InvalidConversation
+from ..domain.message import Message, MessageDraft
+from ..domain.page import ConversationPage
+from .unit_of_work import AsyncUnitOfWork
+
+
+async def start_conversation(
+    uow: AsyncUnitOfWork,
+    *,
+    user_id: str | None = None,
+    session_id: str,
+    drafts: Sequence[MessageDraft] = (),
+    rescue_id: str | None = None,
+    intent_type: str | None = None,
+    source: str | None = None,
+    metadata: Mapping[str, object] | None = None,
+) -> tuple[Conversation, list[Message]]:
+    """Start a conversation, with its first messages if there are any.
+
+    Args:
+        uow: the unit of work.
+        user_id: whose conversation it is, 1..255 characters; may be left out where the unit acts
+            for one user.
+        session_id: the host's name for it, 1..255 characters, unique per user.
+        drafts: its first messages, at most 1000; stored together with it or not at all.
+        rescue_id: reference to a case in the host's world, 1..255 characters.
+        intent_type: what it is about, 1..255 characters.
+        source: where it came from, 1..255 characters.
+        metadata: the host's JSON object, at most 1 MB.
+
+    Returns: the active conversation at version 1, and its messages at positions 1, 2, 3 …
+
+    Raises: DuplicateSession, InvalidConversation, InvalidMessage.
+
+    Round trips: 1.
+    """
+    new = _new_conversation(uow, user_id, session_id, rescue_id, intent_type, source, metadata)
+    async with uow:
+        started = uow.conversations.add(new, drafts)
+    return await started
+
+
+async def get_or_start_conversation(
+    uow: AsyncUnitOfWork,
+    *,
+    user_id: str | None = None,
+    session_id: str,
+    drafts: Sequence[MessageDraft] = (),
+    rescue_id: str | None = None,
+    intent_type: str | None = None,
+    source: str | None = None,
+    metadata: Mapping[str, object] | None = None,
+) -> tuple[Conversation, bool]:
+    """Give the conversation of a session, starting it if the user has none.
+
+    Raced by any number of callers, one creates it and all get the same. **Only a conversation
+    that is created takes the drafts and the other values; for one that was there, of whatever
+    status, they are not stored.**
+
+    Args: as `start_conversation`.
+
+    Returns: the conversation, and whether this call created it.
+
+    Raises: InvalidConversation, InvalidMessage.
+
+    Round trips: 1.
+    """
+    new = _new_conversation(uow, user_id, session_id, rescue_id, intent_type, source, metadata)
+    async with uow:
+        found = uow.conversations.get_or_add(new, drafts)
+    return await found
+
+
+def _new_conversation(
+    uow: AsyncUnitOfWork,
+    user_id: str | None,
+    session_id: str,
+    rescue_id: str | None,
+    intent_type: str | None,
+    source: str | None,
+    metadata: Mapping[str, object] | None,
+) -> NewConversation:
+    owner = uow.user_id if user_id is None else user_id
+    if owner is None:
+        raise InvalidConversation(field="user_id", reason="is missing")
+    return NewConversation(
+        user_id=owner,
+        session_id=session_id,
+        rescue_id=rescue_id,
+        intent_type=intent_type,
+        source=source,
+        metadata=metadata,
+    )
+
+
+async def get_conversation(uow: AsyncUnitOfWork, *, conversation_id: int) -> Conversation:
+    """Read one conversation.
+
+    Raises: ConversationNotFound; InvalidConversation for an id beyond 64 bits.
+
+    Round trips: 1.
+    """
+    async with uow:
+        return await uow.conversations.get(conversation_id)
+
+
+async def find_conversation(
+    uow: AsyncUnitOfWork, *, user_id: str | None = None, session_id: str
+) -> Conversation | None:
+    """Read the conversation of a session; None if the user has none.
+
+    Args:
+        uow: the unit of work.
+        user_id: whose; may be left out where the unit acts for one user.
+        session_id: the host's name for it.
+
+    Raises: InvalidConversation.
+
+    Round trips: 1.
+    """
+    async with uow:
+        return await uow.conversations.find(session_id, user_id)
+
+
+async def list_conversations(
+    uow: AsyncUnitOfWork,
+    *,
+    user_id: str | None = None,
+    status: str | None = None,
+    limit: int = 20,
+    after: str | None = None,
+) -> ConversationPage:
+    """Read a page of a user's conversations, the most recent activity first.
+
+    No conversation is shown twice while pages are read, except one that moved. One that becomes
+    active meanwhile may be missed; it is then on a fresh first page.
+
+    Args:
+        uow: the unit of work.
+        user_id: whose; may be left out where the unit acts for one user.
+        status: only those of this status.
+        limit: size of the page, 1..1000.
+        after: the `next_cursor` of the page before, of the same user and status.
+
+    Raises: InvalidConversation, InvalidLimit, InvalidCursor.
+
+    Round trips: 1.
+    """
+    wanted = None if status is None else to_status(status)
+    async with uow:
+        return await uow.conversations.list(user_id, status=wanted, limit=limit, after=after)
+
+
+async def update_conversation(
+    uow: AsyncUnitOfWork,
+    *,
+    conversation_id: int,
+    rescue_id: Change = UNCHANGED,
+    intent_type: Change = UNCHANGED,
+    metadata: Mapping[str, Any] | Literal[Unchanged.UNCHANGED] | None = UNCHANGED,
+    expected_version: int | None = None,
+) -> Conversation:
+    """Set some columns of a conversation; those that are not given stay as they are.
+
+    Args:
+        uow: the unit of work.
+        conversation_id: which conversation.
+        rescue_id: its new reference; None clears it.
+        intent_type: its new intent; None clears it.
+        metadata: its new JSON object, whole; None clears it.
+        expected_version: refuse if the conversation is at another version. Appends move the
+            version too, so leave it out unless the change depends on all that was said.
+
+    Returns: the conversation after the change.
+
+    Raises: ConversationNotFound, ConcurrentUpdate, InvalidConversation.
+
+    Round trips: 1.
+    """
+    changes = ConversationChanges(
+        rescue_id=rescue_id, intent_type=intent_type, metadata=metadata
+    )
+    async with uow:
+        updated = uow.conversations.update(
+            conversation_id, changes, expected_version=expected_version
+        )
+    return await updated
+
+
+async def close_conversation(
+    uow: AsyncUnitOfWork, *, conversation_id: int, expected_version: int | None = None
+) -> Conversation:
+    """Close a conversation: it accepts no messages until it is reopened.
+
+    From active or archived; a closed one stays as it is. Returns the conversation after the
+    change.
+
+    Raises: ConversationNotFound; ConcurrentUpdate where `expected_version` is given and it is at
+    another version.
+
+    Round trips: 1.
+    """
+    return await _set_status(uow, conversation_id, Status.CLOSED, expected_version)
+
+
+async def reopen_conversation(
+    uow: AsyncUnitOfWork, *, conversation_id: int, expected_version: int | None = None
+) -> Conversation:
+    """Make a closed conversation active again; an active one stays as it is.
+
+    Raises: ConversationNotFound; InvalidTransition for an archived one (close it first);
+    ConcurrentUpdate where `expected_version` is given and it is at another version.
+
+    Round trips: 1.
+    """
+    return await _set_status(uow, conversation_id, Status.ACTIVE, expected_version)
+
+
+async def archive_conversation(
+    uow: AsyncUnitOfWork, *, conversation_id: int, expected_version: int | None = None
+) -> Conversation:
+    """Put a conversation away, from active or closed; an archived one stays as it is.
+
+    Raises: ConversationNotFound; ConcurrentUpdate where `expected_version` is given and it is at
+    another version.
+
+    Round trips: 1.
+    """
+    return await _set_status(uow, conversation_id, Status.ARCHIVED, expected_version)
+
+
+async def _set_status(
+    uow: AsyncUnitOfWork, conversation_id: int, target: Status, expected_version: int | None
+) -> Conversation:
+    async with uow:
+        changed = uow.conversations.set_status(
+            conversation_id, target, expected_version=expected_version
+        )
+    return await changed
+
+
+async def delete_conversation(uow: AsyncUnitOfWork, *, conversation_id: int) -> None:
+    """Remove a conversation with all its messages; one that is gone already is success.
+
+    Raises: InvalidConversation for an id beyond 64 bits.
+
+    Round trips: 1.
+    """
+    async with uow:
+        removed = uow.conversations.remove(conversation_id)
+    await removed

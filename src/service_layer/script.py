@@ -1,0 +1,105 @@
+"""The script of a unit of work: what was registered, in which block, in the order it happened."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+
+from attrs import define, field, frozen
+
+from ..domain.errors import ConversationStoreError, UnitOfWorkMisuse
+from ..domain.repository import Write
+
+if TYPE_CHECKING:
+    from .unit_of_work import AsyncUnitOfWork
+
+T = TypeVar("T")
+
+
+class BlockState(Enum):
+    """What became of a block."""
+
+    LIVE = "live"
+    """It works, or was left normally."""
+    FAILED = "failed"
+    """A flush failed; leaving the block normally raises the error again."""
+    DISCARDED = "discarded"
+    """It was rolled back on purpose, or left by an exception."""
+
+
+@define(eq=False)
+class Block:
+    """One `async with` of a unit of work; an inner one is a savepoint of the one around it."""
+
+    parent: Block | None
+    depth: int
+    """0 is the outermost."""
+    state: BlockState = BlockState.LIVE
+    error: BaseException | None = None
+    """Why it failed, or the exception that left it."""
+    wrote: bool = False
+    """Whether it, or a block inside it, registered a write or gave the connection away."""
+    opened: bool = False
+    """Whether the adapter was told of it."""
+
+    def check_kept(self) -> None:
+        """Raise the error of this block, or of one around it, that is not live."""
+        block: Block | None = self
+        while block is not None:
+            if block.state is BlockState.FAILED and block.error is not None:
+                raise block.error
+            if block.state is BlockState.DISCARDED:
+                reason = "the write was discarded with its block and has no result"
+                raise UnitOfWorkMisuse(reason=reason) from block.error
+            block = block.parent
+
+
+@frozen(eq=False)
+class OpenBlock:
+    """Here a block begins."""
+
+    block: Block
+
+
+@frozen(eq=False)
+class CloseBlock:
+    """Here an inner block ends well, or the outermost one does."""
+
+    block: Block
+
+
+@define(eq=False)
+class RegisteredWrite(Generic[T]):
+    """A write in its block; the Pending that the caller holds."""
+
+    unit: AsyncUnitOfWork = field(repr=False)
+    block: Block = field(repr=False)
+    write: Write[T] = field(repr=False)
+    sent: bool = False
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        """Give the result of the write, sending what is registered if need be."""
+        return self.unit.settle(self).__await__()
+
+
+Step: TypeAlias = OpenBlock | CloseBlock | RegisteredWrite[Any]
+
+
+class StepFailedError(Exception):
+    """An adapter's word to the unit of work: this block's write failed, with this error.
+
+    The adapter has undone nothing yet; the unit of work says what to undo.
+    """
+
+    def __init__(self, block: Block, error: ConversationStoreError) -> None:
+        super().__init__(error)
+        self.block = block
+        self.error = error
+
+
+def first_block(steps: list[Step]) -> Block:
+    """Return the outermost block that has a part in these steps."""
+    writes = [step.block for step in steps if isinstance(step, RegisteredWrite)]
+    blocks = writes or [step.block for step in steps]
+    return min(blocks, key=lambda block: block.depth)

@@ -1,0 +1,363 @@
+"""The unit of work: what is done in it is stored together, or not at all.
+
+This class holds the whole life of blocks, once, for every adapter. Writes are registered and
+become a script, `[open] [write] [write] [open] [write] [close] [close]`; an adapter only knows how
+to run a script, how to undo back to a block, and how to end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from enum import StrEnum
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+from ..domain.errors import (
+    CommitOutcomeUnknown,
+    ConversationStoreError,
+    InvalidConversation,
+    TransactionAborted,
+    UnitOfWorkMisuse,
+)
+from ..domain.repository import ConversationRepository, MessageRepository, Pending, Write
+from ..domain.text import check_name
+from .script import (
+    Block,
+    BlockState,
+    CloseBlock,
+    OpenBlock,
+    RegisteredWrite,
+    Step,
+    StepFailedError,
+    first_block,
+)
+
+T = TypeVar("T")
+
+MAX_SENDS: Final = 3
+"""How often a unit that is one flush is sent when the server gives it up."""
+
+
+class Outcome(StrEnum):
+    """What became of a unit of work."""
+
+    NOT_STARTED = "not_started"
+    """Nothing was sent."""
+    COMMITTED = "committed"
+    """All of it is stored; in a host's transaction: as soon as the host commits."""
+    ROLLED_BACK = "rolled_back"
+    """Nothing of it is stored."""
+    UNKNOWN = "unknown"
+    """The connection was lost while it was committed: all of it is stored, or nothing."""
+
+
+class AsyncUnitOfWork(ABC):
+    """What is done between entering and leaving is stored together, or not at all.
+
+    `async with uow:` opens a block. Left normally the outermost block commits; left by an
+    exception a block discards what was done in it. Blocks nest: an inner one is a savepoint.
+    A unit belongs to the task that entered it; after the outermost exit it may be entered again,
+    as a new unit. Isolation is READ COMMITTED.
+
+    Errors of writes surface where what is registered is sent: on leaving a block that wrote, at
+    the first read after a write, on awaiting a Pending, at `connection()`.
+    """
+
+    conversations: ConversationRepository
+    """The conversations."""
+    messages: MessageRepository
+    """The messages."""
+
+    def __init__(self, user_id: str | None = None) -> None:
+        if user_id is not None:
+            check_name(user_id, "user_id", InvalidConversation)
+        self._user_id = user_id
+        self._task: asyncio.Task[Any] | None = None
+        self._blocks: list[Block] = []
+        self._script: list[Step] = []
+        self._outcome = Outcome.NOT_STARTED
+
+    @property
+    def user_id(self) -> str | None:
+        """The user that the unit acts for; None: it acts for the application."""
+        return self._user_id
+
+    @property
+    def outcome(self) -> Outcome:
+        """What became of the unit; readable after the outermost exit, cancelled or not."""
+        return self._outcome
+
+    # Blocks -------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        """Open a block: of a new unit, or inside the current block."""
+        if self._blocks:
+            self._check_live()
+        else:
+            self._prepare()
+            self._task = asyncio.current_task()
+            self._outcome = Outcome.NOT_STARTED
+        parent = self._blocks[-1] if self._blocks else None
+        block = Block(parent, len(self._blocks))
+        self._blocks.append(block)
+        self._script.append(OpenBlock(block))
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Leave the innermost block: keep what was done in it, or discard it on an exception."""
+        block = self._check_task()
+        try:
+            if exc is not None:
+                if block.state is BlockState.LIVE:
+                    await self._discard(block, exc)
+            elif block.state is BlockState.FAILED:
+                block.check_kept()
+            elif block.state is BlockState.LIVE:
+                if block.parent is None:
+                    await self._finish(block)
+                else:
+                    await self._close(block, block.parent)
+        finally:
+            self._blocks.pop()
+            if not self._blocks:
+                self._script.clear()
+                self._task = None
+
+    async def rollback(self) -> None:
+        """Discard what was done in the innermost block; it is then left cleanly.
+
+        Until it is left, everything but leaving it is misuse.
+        """
+        block = self._check_task()
+        if block.state is BlockState.LIVE:
+            await self._discard(block, None)
+        elif block.state is BlockState.FAILED:
+            block.state = BlockState.DISCARDED
+
+    # What repositories and Pendings ask -----------------------------------------------------------
+
+    def register(self, write: Write[T]) -> Pending[T]:
+        """Take a write into the current block; it is sent at the next flush."""
+        block = self._check_live()
+        block.wrote = True
+        registered = RegisteredWrite(self, block, write)
+        self._script.append(registered)
+        return registered
+
+    async def before_read(self) -> None:
+        """Send what is registered, so that a read sees it."""
+        self._check_live()
+        await self._flush()
+
+    async def settle(self, registered: RegisteredWrite[T]) -> T:
+        """Return the result of a registered write, sending it first if it was not sent yet."""
+        registered.block.check_kept()
+        if not registered.sent:
+            self._check_live()
+            await self._flush()
+        return registered.write.result
+
+    @abstractmethod
+    async def connection(self) -> Any:
+        """Give the psycopg connection, inside the unit's transaction, all registered writes sent.
+
+        For the host's own SQL in the same transaction. The connection is the unit's: do not
+        commit, roll back, close or keep it. It is not limited to the unit's user. Errors:
+        UnitOfWorkMisuse where there is no connection (in memory).
+        """
+
+    # Life of a block ------------------------------------------------------------------------------
+
+    def _check_task(self) -> Block:
+        if not self._blocks:
+            reason = "the unit of work is not entered: use it inside `async with uow:`"
+            raise UnitOfWorkMisuse(reason=reason)
+        if asyncio.current_task() is not self._task:
+            reason = "the unit of work belongs to another task: give each task its own"
+            raise UnitOfWorkMisuse(reason=reason)
+        return self._blocks[-1]
+
+    def _check_live(self) -> Block:
+        block = self._check_task()
+        if block.state is not BlockState.LIVE:
+            reason = f"the block has {block.state.value}: leave it, or call rollback() and leave it"
+            if block.state is BlockState.DISCARDED:
+                reason = "the block was rolled back: leave it before doing more"
+            raise UnitOfWorkMisuse(reason=reason) from block.error
+        return block
+
+    async def _flush(self, *, also_blocks: bool = False) -> None:
+        """Send what is registered; with `also_blocks` open the blocks even if nothing is."""
+        if also_blocks or any(isinstance(step, RegisteredWrite) for step in self._script):
+            await self._send(self._take_script())
+
+    def _take_script(self) -> list[Step]:
+        steps, self._script = self._script, []
+        return steps
+
+    async def _send(self, steps: list[Step]) -> None:
+        """Have the adapter run steps in a transaction that stays open; fail what failed."""
+        if not steps:
+            return
+        try:
+            await self._give_ids(steps)
+            await self._run(steps)
+        except StepFailedError as failure:
+            await self._fail(failure.block, failure.error)
+            raise failure.error from failure.error.__cause__
+        except BaseException as error:
+            await self._fail(first_block(steps), error)
+            raise
+        _mark_sent(steps)
+
+    async def _give_ids(self, steps: list[Step]) -> None:
+        for step in steps:
+            if isinstance(step, RegisteredWrite):
+                write = step.write
+                if write.ids_needed and not write.ids:
+                    write.ids = await self._draw_ids(write.ids_needed)
+
+    async def _close(self, block: Block, parent: Block) -> None:
+        """Leave an inner block that is live."""
+        if not block.wrote:
+            if not block.opened:
+                self._script.pop()  # its OpenBlock: nothing came after it
+                return
+        parent.wrote = True
+        self._script.append(CloseBlock(block))
+        await self._send(self._take_script())
+
+    async def _finish(self, block: Block) -> None:
+        """Leave the outermost block, live: commit."""
+        if not block.wrote:
+            return
+        steps = self._take_script()
+        if not block.opened:
+            await self._send_whole(block, [*steps, CloseBlock(block)])
+            return
+        await self._send(steps)
+        try:
+            await self._commit()
+        except BaseException as error:
+            self._mark_failed(block, error)
+            raise
+
+    async def _send_whole(self, block: Block, steps: list[Step]) -> None:
+        """Send a unit of which nothing was sent before: one flush, sent again if given up."""
+        try:
+            await self._give_ids(steps)
+            for sends in range(1, MAX_SENDS + 1):
+                try:
+                    await self._run_whole(steps)
+                    break
+                except TransactionAborted:
+                    if sends == MAX_SENDS or not self._may_send_again():
+                        raise
+        except BaseException as error:
+            self._mark_failed(block, error)
+            raise
+        _mark_sent(steps)
+
+    async def _fail(self, block: Block, error: BaseException) -> None:
+        self._mark_failed(block, error)
+        await self._undo_or_abort(block)
+
+    def _mark_failed(self, block: Block, error: BaseException) -> None:
+        """Mark a block and all inside it as failed; what was registered in them is dropped."""
+        if isinstance(error, CommitOutcomeUnknown):
+            self._outcome = Outcome.UNKNOWN
+        elif not isinstance(error, ConversationStoreError):
+            error = _interrupted(error)
+        for inner in self._blocks[block.depth :]:
+            inner.state = BlockState.FAILED
+            inner.error = error
+        self._drop_script(block)
+
+    async def _discard(self, block: Block, error: BaseException | None) -> None:
+        """Discard a live innermost block."""
+        block.state = BlockState.DISCARDED
+        block.error = error
+        self._drop_script(block)
+        await self._undo_or_abort(block)
+
+    def _drop_script(self, block: Block) -> None:
+        for index, step in enumerate(self._script):
+            if step.block.depth >= block.depth:
+                del self._script[index:]
+                break
+
+    async def _undo_or_abort(self, block: Block) -> None:
+        """Undo what was sent of a block; if that fails nothing of the unit can be kept."""
+        if not block.opened:
+            return
+        if block.parent is None:
+            await self._abort()
+            return
+        try:
+            await self._undo(block)
+        except BaseException as error:
+            self._mark_failed(self._blocks[0], error)
+            await self._abort()
+            if not isinstance(error, ConversationStoreError):
+                raise
+
+    # What an adapter does -------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        """Check that a new unit can begin; sends nothing."""
+
+    def _may_send_again(self) -> bool:
+        """Whether a unit that was given up may be sent again by us."""
+        return True
+
+    @abstractmethod
+    async def _draw_ids(self, count: int) -> Sequence[int]:
+        """Give ids that were never given before, in increasing order."""
+
+    @abstractmethod
+    async def _run_whole(self, steps: list[Step]) -> None:
+        """Carry out a whole unit and commit it; whatever is raised, nothing of it stays open.
+
+        Sets each write's result and the outcome. Raises the domain error.
+        """
+
+    @abstractmethod
+    async def _run(self, steps: list[Step]) -> None:
+        """Carry out steps in a transaction that stays open, begun if there is none.
+
+        Sets each write's result, and `opened` on each block that it opens. Raises
+        StepFailedError naming the block whose write failed; any other exception concerns all
+        blocks that have a part in the steps.
+        """
+
+    @abstractmethod
+    async def _undo(self, block: Block) -> None:
+        """Undo all that was sent since an inner block was opened, and close it."""
+
+    @abstractmethod
+    async def _commit(self) -> None:
+        """Commit the open transaction and end it, whatever is raised; sets the outcome."""
+
+    @abstractmethod
+    async def _abort(self) -> None:
+        """Undo the open transaction and end it; sets the outcome."""
+
+
+def _mark_sent(steps: list[Step]) -> None:
+    for step in steps:
+        if isinstance(step, RegisteredWrite):
+            step.sent = True
+
+
+def _interrupted(error: BaseException) -> TransactionAborted:
+    reason = f"the unit of work was interrupted while it was sent ({type(error).__name__})"
+    aborted = TransactionAborted(reason=reason)
+    aborted.__cause__ = error
+    return aborted

@@ -1,0 +1,144 @@
+"""What all tests share: the server, the stores, the data."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import platform
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import psycopg_pool
+import pytest
+from server_under_test import ServerUnderTest, test_server
+
+from conversation_store import ConversationStore
+
+test_server.__test__ = False  # type: ignore[attr-defined]
+
+_SHARED = Path(
+    os.environ.get("CONVERSATION_STORE_SHARED", Path(__file__).resolve().parents[2] / "shared")
+)
+_origin: list[str] = []
+
+
+def pytest_report_header() -> str:
+    """Say what runs; which server it is, is said at the end."""
+    return (
+        f"conversation-store on Python {platform.python_version()}, psycopg {psycopg.__version__}, "
+        f"psycopg-pool {psycopg_pool.__version__}, libpq {psycopg.pq.version()}"
+    )
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which server the tests ran on."""
+    for origin in _origin:
+        terminalreporter.write_line(f"server under test: {origin}")
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[ServerUnderTest]:
+    """Give the one server of this run."""
+    with test_server() as running:
+        with psycopg.connect(running.dsn, autocommit=True) as connection:
+            version = connection.execute("SHOW server_version").fetchone()
+            # A wait that does not end is a bug; the contract of both adapters knows a limit.
+            connection.execute("DO $$ BEGIN EXECUTE format("
+                "'ALTER DATABASE %I SET lock_timeout = ''5s''', current_database()); END $$")
+        _origin.append(f"PostgreSQL {version[0] if version else '?'} ({running.origin})")
+        yield running
+
+
+@pytest.fixture(scope="session")
+def dsn(server: ServerUnderTest) -> str:
+    """Give the connection string of the server."""
+    return server.dsn
+
+
+def _fresh(dsn: str, schema: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(
+            psycopg.sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(
+                psycopg.sql.Identifier(schema)
+            )
+        )
+
+
+def empty(dsn: str, schema: str) -> None:
+    """Remove all rows of a schema's store; ids go on."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(
+            psycopg.sql.SQL("TRUNCATE {}, {}").format(
+                psycopg.sql.Identifier(schema, "ai_conversations"),
+                psycopg.sql.Identifier(schema, "ai_messages"),
+            )
+        )
+
+
+AWKWARD_SCHEMA = 'Select "from" 100%s; --ü'
+
+
+@pytest.fixture(scope="session")
+def migrated(dsn: str) -> Iterator[set[str]]:
+    """Remember which schemas of this run were migrated."""
+    yield set()
+
+
+@pytest.fixture
+async def postgres(dsn: str, migrated: set[str]) -> AsyncIterator[ConversationStore]:
+    """Give an empty store on PostgreSQL, in the default schema."""
+    async with open_store(dsn, "operational", migrated) as store:
+        yield store
+
+
+@pytest.fixture
+async def awkward_postgres(dsn: str, migrated: set[str]) -> AsyncIterator[ConversationStore]:
+    """Give an empty store on PostgreSQL, in a schema with an awkward name."""
+    async with open_store(dsn, AWKWARD_SCHEMA, migrated) as store:
+        yield store
+
+
+class open_store:  # noqa: N801 - reads as a function
+    """Open a store in a schema that is migrated on first use, and empty."""
+
+    def __init__(self, dsn: str, schema: str, migrated: set[str], **options: Any) -> None:
+        self._dsn, self._schema, self._migrated = dsn, schema, migrated
+        self._store = ConversationStore.connect(
+            dsn, schema=schema, **({"min_size": 1, "max_size": 20} | options)
+        )
+
+    async def __aenter__(self) -> ConversationStore:
+        store = await self._store.__aenter__()
+        if self._schema in self._migrated:
+            empty(self._dsn, self._schema)
+        else:
+            _fresh(self._dsn, self._schema)
+            await store.migrate()
+            self._migrated.add(self._schema)
+        return store
+
+    async def __aexit__(self, *error: Any) -> None:
+        await self._store.__aexit__(*error)
+
+
+@pytest.fixture(scope="session")
+def dialogues() -> list[dict[str, Any]]:
+    """Give the 2,000 dialogues of ../shared/data."""
+    path = _SHARED / "data" / "sgd_2000.jsonl.gz"
+    if not path.exists():
+        pytest.skip(f"the dialogues are not in this checkout's neighbourhood ({path.name})")
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="session")
+def naughty_strings() -> list[str]:
+    """Give the 515 hostile strings of ../shared/data."""
+    path = _SHARED / "data" / "naughty_strings.json"
+    if not path.exists():
+        pytest.skip(f"the hostile strings are not in this checkout's neighbourhood ({path.name})")
+    strings: list[str] = json.loads(path.read_text("utf-8"))
+    return strings
