@@ -14,6 +14,7 @@ import psycopg
 import psycopg_pool
 import pytest
 from server_under_test import ServerUnderTest, test_server
+from store_fixtures import AWKWARD_SCHEMA, open_store
 
 from conversation_store import ConversationStore
 
@@ -47,7 +48,7 @@ def server() -> Iterator[ServerUnderTest]:
             version = connection.execute("SHOW server_version").fetchone()
             # A wait that does not end is a bug; the contract of both adapters knows a limit.
             connection.execute("DO $$ BEGIN EXECUTE format("
-                "'ALTER DATABASE %I SET lock_timeout = ''5s''', current_database()); END $$")
+                "'ALTER DATABASE %I SET lock_timeout = ''1s''', current_database()); END $$")
         _origin.append(f"PostgreSQL {version[0] if version else '?'} ({running.origin})")
         yield running
 
@@ -56,29 +57,6 @@ def server() -> Iterator[ServerUnderTest]:
 def dsn(server: ServerUnderTest) -> str:
     """Give the connection string of the server."""
     return server.dsn
-
-
-def _fresh(dsn: str, schema: str) -> None:
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute(
-            psycopg.sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(
-                psycopg.sql.Identifier(schema)
-            )
-        )
-
-
-def empty(dsn: str, schema: str) -> None:
-    """Remove all rows of a schema's store; ids go on."""
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute(
-            psycopg.sql.SQL("TRUNCATE {}, {}").format(
-                psycopg.sql.Identifier(schema, "ai_conversations"),
-                psycopg.sql.Identifier(schema, "ai_messages"),
-            )
-        )
-
-
-AWKWARD_SCHEMA = 'Select "from" 100%s; --ü'
 
 
 @pytest.fixture(scope="session")
@@ -99,29 +77,6 @@ async def awkward_postgres(dsn: str, migrated: set[str]) -> AsyncIterator[Conver
     """Give an empty store on PostgreSQL, in a schema with an awkward name."""
     async with open_store(dsn, AWKWARD_SCHEMA, migrated) as store:
         yield store
-
-
-class open_store:  # noqa: N801 - reads as a function
-    """Open a store in a schema that is migrated on first use, and empty."""
-
-    def __init__(self, dsn: str, schema: str, migrated: set[str], **options: Any) -> None:
-        self._dsn, self._schema, self._migrated = dsn, schema, migrated
-        self._store = ConversationStore.connect(
-            dsn, schema=schema, **({"min_size": 1, "max_size": 20} | options)
-        )
-
-    async def __aenter__(self) -> ConversationStore:
-        store = await self._store.__aenter__()
-        if self._schema in self._migrated:
-            empty(self._dsn, self._schema)
-        else:
-            _fresh(self._dsn, self._schema)
-            await store.migrate()
-            self._migrated.add(self._schema)
-        return store
-
-    async def __aexit__(self, *error: Any) -> None:
-        await self._store.__aexit__(*error)
 
 
 @pytest.fixture(scope="session")

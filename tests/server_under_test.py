@@ -45,7 +45,7 @@ class ServerUnderTest:
 
 
 @contextmanager
-def provide_server() -> Iterator[ServerUnderTest]:
+def test_server() -> Iterator[ServerUnderTest]:
     """Provide the server for the tests, and end it afterwards if it was started for them."""
     binaries = os.environ.get("CONVERSATION_STORE_TEST_BINARIES")
     dsn = os.environ.get("CONVERSATION_STORE_TEST_DSN")

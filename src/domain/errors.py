@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from attrs import define, field
 
 if TYPE_CHECKING:
-    from .records import ImportReceipt
+    from .record import ImportReceipt
 
 
 def _rebuild(cls: type[ConversationStoreError], state: dict[str, Any]) -> ConversationStoreError:

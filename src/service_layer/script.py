@@ -77,6 +77,12 @@ class RegisteredWrite(Generic[T]):
     block: Block = field(repr=False)
     write: Write[T] = field(repr=False)
     sent: bool = False
+    """Whether it was carried out and has its result."""
+
+    def carried_out(self, result: T) -> None:
+        """Take the result; said by the adapter, also where a later write of the script fails."""
+        self.write.result = result
+        self.sent = True
 
     def __await__(self) -> Generator[Any, Any, T]:
         """Give the result of the write, sending what is registered if need be."""

@@ -215,7 +215,6 @@ class AsyncUnitOfWork(ABC):
         except BaseException as error:
             await self._fail(first_block(steps), error)
             raise
-        _mark_sent(steps)
 
     async def _give_ids(self, steps: list[Step]) -> None:
         for step in steps:
@@ -263,7 +262,6 @@ class AsyncUnitOfWork(ABC):
         except BaseException as error:
             self._mark_failed(block, error)
             raise
-        _mark_sent(steps)
 
     async def _fail(self, block: Block, error: BaseException) -> None:
         self._mark_failed(block, error)
@@ -325,16 +323,16 @@ class AsyncUnitOfWork(ABC):
     async def _run_whole(self, steps: list[Step]) -> None:
         """Carry out a whole unit and commit it; whatever is raised, nothing of it stays open.
 
-        Sets each write's result and the outcome. Raises the domain error.
+        Gives each write its result and sets the outcome. Raises the domain error.
         """
 
     @abstractmethod
     async def _run(self, steps: list[Step]) -> None:
         """Carry out steps in a transaction that stays open, begun if there is none.
 
-        Sets each write's result, and `opened` on each block that it opens. Raises
-        StepFailedError naming the block whose write failed; any other exception concerns all
-        blocks that have a part in the steps.
+        Gives each write its result, also those before one that fails, and sets `opened` on each
+        block that it opens. Raises StepFailedError naming the block whose write failed; any other
+        exception concerns all blocks that have a part in the steps.
         """
 
     @abstractmethod
@@ -348,12 +346,6 @@ class AsyncUnitOfWork(ABC):
     @abstractmethod
     async def _abort(self) -> None:
         """Undo the open transaction and end it; sets the outcome."""
-
-
-def _mark_sent(steps: list[Step]) -> None:
-    for step in steps:
-        if isinstance(step, RegisteredWrite):
-            step.sent = True
 
 
 def _interrupted(error: BaseException) -> TransactionAborted:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
-from server_under_test import provide_server
+import server_under_test
 from wire_proxy import WireProxy
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 @pytest.fixture(scope="module")
 def dsn() -> Iterator[str]:
     """The server that all tests of this file share."""
-    with provide_server() as server:
+    with server_under_test.test_server() as server:
         yield server.dsn
 
 

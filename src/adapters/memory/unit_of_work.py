@@ -68,7 +68,7 @@ class InMemoryUnitOfWork(AsyncUnitOfWork):
         if not isinstance(change, Change):
             raise TypeError(f"not a change: {type(change).__name__}")
         try:
-            change.result = await change.apply(change.ids)
+            step.carried_out(await change.apply(change.ids))
         except ConversationStoreError as error:
             raise StepFailedError(step.block, error) from error
 

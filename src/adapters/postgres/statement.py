@@ -39,10 +39,10 @@ class Statement(Write[T]):
     request_id: str | None = None
     """Its request, if it has one: then it can meet itself, sent by another, and is sent again."""
 
-    async def take_result(self, cursor: Cursor) -> None:
+    async def result_of(self, cursor: Cursor) -> T:
         """Read the result from the cursor it was sent with."""
         rows = await cursor.fetchall() if cursor.description else []
-        self.result = self.read(self.ids, rows)
+        return self.read(self.ids, rows)
 
 
 @frozen

@@ -147,8 +147,8 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
         finally:
             await self._connections.give_back(connection)
         self._outcome = Outcome.COMMITTED
-        for statement, cursor in zip(statements, cursors[len(commands) > 1 :], strict=False):
-            await statement.take_result(cursor)
+        for step, cursor in zip(writes, cursors[len(commands) > 1 :], strict=False):
+            step.carried_out(await _statement(step).result_of(cursor))
 
     async def _run_whole_in_host_transaction(self, steps: list[Step]) -> None:
         outermost = self._blocks[0]
@@ -175,6 +175,7 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
                 return await _take_results(script, cursors)
             except CommandFailedError as failure:
                 step, _ = script[failure.index]
+                await _take_results(script[: failure.index], cursors)
                 if (
                     not is_contested(failure.error)
                     or sends == MAX_SENDS
@@ -182,7 +183,6 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
                 ):
                     raise StepFailedError(step.block, _caused(failure.error)) from failure.error
                 # Before the contested write all went well: go on from it, with a new snapshot.
-                await _take_results(script[: failure.index], cursors)
                 await undo_to(connection, _TRIAL, keep=True)
                 script = script[failure.index :]
                 sends += 1
@@ -361,7 +361,7 @@ def _caused(error: psycopg.Error) -> ConversationStoreError:
 async def _take_results(script: list[tuple[Step, Command]], cursors: list[Cursor]) -> None:
     for (step, command), cursor in zip(script, cursors, strict=False):
         if isinstance(step, RegisteredWrite) and command.parameters is not None:
-            await _statement(step).take_result(cursor)
+            step.carried_out(await _statement(step).result_of(cursor))
 
 
 def _judge_interrupted(cursors: list[Cursor], connection: Connection) -> Outcome:

@@ -1,0 +1,150 @@
+"""Conversations in files: one record a line, in UTF-8, packed by gzip or not."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import json
+import os
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager, suppress
+from typing import IO, Any, Final, Self
+
+from ..bootstrap import ConversationStore
+from ..domain.errors import ConversationStoreError, DuplicateSession, InvalidInput, InvalidRecord
+from ..domain.record import ConversationRecord, ImportReceipt, dump_record
+from ..domain.repository import OnDuplicate
+from ..service_layer.transfer import export_conversations, import_conversations
+from .terminal import CommandError, Report, counted, describe, exit_code_of
+
+_GZIP: Final = b"\x1f\x8b"
+
+
+class RecordReader:
+    """The records of a stream of JSON Lines, and the lines they stand in."""
+
+    def __init__(self, raw: io.BufferedReader, size: int | None) -> None:
+        self.line = 0
+        """The line that was read last, from 1."""
+        self.size = size
+        """How many bytes there are to read, where that is known."""
+        self.users: dict[str, int] = {}
+        """How many records each user has, so far."""
+        self._raw = raw
+        self._session_lines: dict[tuple[str, str], int] = {}
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: str) -> Iterator[Self]:
+        """Open the file of that path, standard input for `-`."""
+        if path == "-":
+            yield cls(io.BufferedReader(sys.stdin.buffer), None)  # type: ignore[type-var]
+            return
+        with open(path, "rb") as raw:
+            yield cls(raw, os.fstat(raw.fileno()).st_size)
+
+    def __iter__(self) -> Iterator[ConversationRecord]:
+        """Give one record after the other; empty lines are passed over. Errors: InvalidRecord."""
+        for line in self._lines():
+            self.line += 1
+            if self.line == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            if line.strip():
+                record = self._parsed(line)
+                self._remember(record)
+                yield record
+
+    def _lines(self) -> Iterator[bytes]:
+        lines: IO[bytes] = self._raw
+        if self._raw.peek(len(_GZIP))[: len(_GZIP)] == _GZIP:
+            lines = gzip.GzipFile(fileobj=self._raw)
+        try:
+            yield from lines
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            reason = f"the gzip file is damaged ({error})"
+            raise InvalidRecord(record=self.line + 1, field="record", reason=reason) from error
+
+    def _parsed(self, line: bytes) -> Any:
+        offset = None
+        try:
+            return json.loads(line.decode())
+        except UnicodeDecodeError as error:
+            reason, offset = f"is not UTF-8 ({error.reason})", error.start
+        except json.JSONDecodeError as error:
+            reason, offset = f"is not JSON ({error.msg})", error.pos
+        except RecursionError:
+            reason = "is JSON that nests too deep"
+        except ValueError:
+            reason = "holds a number that is too long"
+        raise InvalidRecord(record=self.line, field="record", reason=reason, offset=offset)
+
+    def _remember(self, record: Any) -> None:
+        with suppress(AttributeError, KeyError, TypeError):  # whatever it is, the store refuses it
+            user_id, session_id = record["user_id"], record["session_id"]
+            self._session_lines[user_id, session_id] = self.line
+            self.users[user_id] = self.users.get(user_id, 0) + 1
+
+    def position(self) -> int | None:
+        """Return how many bytes were read, where the total is known."""
+        return None if self.size is None else self._raw.tell()
+
+    def forget_sessions(self) -> None:
+        """Forget the sessions read so far: they are stored."""
+        self._session_lines.clear()
+
+    def place(self, error: ConversationStoreError) -> str:
+        """Say what is wrong and in which line, for an error of an import of this stream."""
+        if isinstance(error, InvalidRecord):  # records are checked as soon as they are read
+            return f"line {self.line or 1}: {InvalidInput.__str__(error)}"
+        if isinstance(error, DuplicateSession):
+            line = self._session_lines.get((error.user_id, error.session_id))
+            return (
+                f"{f'line {line}: ' if line else ''}user {error.user_id!r} already has a "
+                f"conversation for session {error.session_id!r} (--on-duplicate skip leaves "
+                "such records out)"
+            )
+        return describe(error)
+
+
+async def load(
+    store: ConversationStore, records: RecordReader, on_duplicate: OnDuplicate, report: Report
+) -> ImportReceipt:
+    """Import all records. Errors: CommandError, saying what was stored before."""
+
+    def tell(so_far: ImportReceipt) -> None:
+        records.forget_sessions()
+        report.tell(counts(so_far), records.position())
+
+    try:
+        return await import_conversations(
+            store.unit_of_work(), records=records, on_duplicate=on_duplicate, progress=tell
+        )
+    except ConversationStoreError as error:
+        stored = error.imported or ImportReceipt()
+        before = f"{counts(stored)} were stored before" if stored != ImportReceipt() else (
+            "nothing was stored"
+        )
+        raise CommandError(f"{records.place(error)}; {before}", exit_code_of(error)) from error
+
+
+async def dump(
+    store: ConversationStore, user_id: str | None, output: IO[bytes], report: Report
+) -> ImportReceipt:
+    """Write all conversations, or a user's, as JSON Lines; return how many."""
+    written = ImportReceipt()
+    async with aclosing(export_conversations(store.unit_of_work(), user_id=user_id)) as records:  # type: ignore[type-var]
+        async for record in records:
+            output.write(dump_record(record).encode() + b"\n")
+            written += ImportReceipt(conversations=1, messages=len(record["messages"]))
+            report.tell(counts(written))
+    output.flush()
+    return written
+
+
+def counts(receipt: ImportReceipt) -> str:
+    """Return what an import or export moved, in words."""
+    text = f"{counted(receipt.conversations, 'conversation')}, {counted(receipt.messages, 'message')}"
+    return f"{text}, {receipt.skipped:,} skipped" if receipt.skipped else text

@@ -1,0 +1,68 @@
+"""The stores that the contract is proven on."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import psycopg
+import pytest
+from contextlib import asynccontextmanager
+
+from conversation_store import AsyncUnitOfWork, ConversationStore
+
+from store_fixtures import AWKWARD_SCHEMA, open_store
+
+
+class LentStore:
+    """A store whose units of work are all inside one transaction of the host's."""
+
+    def __init__(self, store: ConversationStore, connection: psycopg.AsyncConnection[Any]) -> None:
+        self._store = store
+        self.connection = connection
+
+    def unit_of_work(self, *, user_id: str | None = None) -> AsyncUnitOfWork:
+        """Return a unit of work on the host's connection."""
+        return self._store.unit_of_work(user_id=user_id, connection=self.connection)
+
+
+@asynccontextmanager
+async def _lent(dsn: str, migrated: set[str]) -> AsyncIterator[LentStore]:
+    async with open_store(dsn, "operational", migrated) as store:
+        connection = await psycopg.AsyncConnection.connect(dsn)
+        async with connection:
+            async with connection.transaction(force_rollback=True):
+                yield LentStore(store, connection)
+                # Whatever a unit met, the host's own transaction is as good as before.
+                await connection.execute("SELECT 1")
+
+
+@pytest.fixture(params=["memory", "postgres", "awkward_schema", "lent_connection"])
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[Any]:
+    """Give an empty store of each kind."""
+    if request.param == "memory":
+        yield ConversationStore.in_memory()
+        return
+    dsn = request.getfixturevalue("dsn")
+    migrated = request.getfixturevalue("migrated")
+    if request.param == "lent_connection":
+        async with _lent(dsn, migrated) as lent:
+            yield lent
+        return
+    schema = "operational" if request.param == "postgres" else AWKWARD_SCHEMA
+    async with open_store(dsn, schema, migrated) as opened:
+        yield opened
+
+
+@pytest.fixture(params=["memory", "postgres", "awkward_schema"])
+async def shared_store(request: pytest.FixtureRequest) -> AsyncIterator[ConversationStore]:
+    """Give an empty store of each kind that several units of work use at a time."""
+    if request.param == "memory":
+        async with ConversationStore.in_memory(lock_timeout=1.0) as opened:
+            yield opened
+        return
+    dsn = request.getfixturevalue("dsn")
+    migrated = request.getfixturevalue("migrated")
+    schema = "operational" if request.param == "postgres" else AWKWARD_SCHEMA
+    async with open_store(dsn, schema, migrated) as opened:
+        yield opened
