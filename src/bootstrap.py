@@ -78,7 +78,7 @@ class ConversationStore:
             timeout=timeout,
             prepare_threshold=prepare_threshold,
         )
-        return cls(PostgresStore(pool, schema, owns_pool=True))
+        return cls(PostgresStore(pool, schema, dsn=dsn))
 
     @classmethod
     def from_pool(cls, pool: AsyncConnectionPool[Any], *, schema: str = "operational") -> Self:
@@ -88,7 +88,7 @@ class ConversationStore:
         """
         from .adapters.postgres.store import PostgresStore
 
-        return cls(PostgresStore(pool, schema, owns_pool=False))
+        return cls(PostgresStore(pool, schema))
 
     @classmethod
     def in_memory(

@@ -7,12 +7,14 @@ import json
 import os
 import platform
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import psycopg_pool
 import pytest
+from psycopg import sql
 from server_under_test import ServerUnderTest, test_server
 from store_fixtures import AWKWARD_SCHEMA, open_store
 
@@ -47,8 +49,14 @@ def server() -> Iterator[ServerUnderTest]:
         with psycopg.connect(running.dsn, autocommit=True) as connection:
             version = connection.execute("SHOW server_version").fetchone()
             # A wait that does not end is a bug; the contract of both adapters knows a limit.
-            connection.execute("DO $$ BEGIN EXECUTE format("
-                "'ALTER DATABASE %I SET lock_timeout = ''1s''', current_database()); END $$")
+            for setting in ("lock_timeout = '2s'", "deadlock_timeout = '100ms'"):
+                with suppress(psycopg.errors.InsufficientPrivilege):
+                    connection.execute(
+                        sql.SQL("ALTER DATABASE {} SET ").format(
+                            sql.Identifier(connection.info.dbname)
+                        )
+                        + sql.SQL(setting)
+                    )
         _origin.append(f"PostgreSQL {version[0] if version else '?'} ({running.origin})")
         yield running
 

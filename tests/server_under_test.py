@@ -71,8 +71,7 @@ def test_server() -> Iterator[ServerUnderTest]:
 @contextmanager
 def _embedded(binaries: Path, why: str) -> Iterator[ServerUnderTest]:
     with EmbeddedPostgres(binaries=binaries, settings=SETTINGS) as server:
-        origin = f"an embedded PostgreSQL {server.version} of {binaries} ({why})"
-        yield ServerUnderTest(server.dsn, origin, binaries)
+        yield ServerUnderTest(server.dsn, f"embedded, from {binaries}; {why}", binaries)
 
 
 def _started_container() -> tuple[Any, str]:

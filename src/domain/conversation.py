@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from enum import Enum, StrEnum
 from typing import Any, Final, Literal, TypeAlias
 
-from attrs import field, frozen
+from attrs import Attribute, field, frozen
 
 from .errors import InvalidConversation, InvalidInput
 from .json_object import JsonObject, check_optional_json
@@ -52,26 +53,21 @@ Change: TypeAlias = str | Literal[Unchanged.UNCHANGED] | None
 JsonChange: TypeAlias = JsonObject | Literal[Unchanged.UNCHANGED] | None
 
 
-def _name(field_name: str) -> Any:
-    def convert(value: str) -> str:
-        return check_name(value, field_name, InvalidConversation)
-
-    return convert
-
-
-def _optional_name(field_name: str) -> Any:
-    def convert(value: Change) -> Change:
-        if value is None or value is UNCHANGED:
-            return value
-        return check_name(value, field_name, InvalidConversation)
-
-    return convert
+def _check(_: object, attribute: Attribute[Any], value: Any) -> None:
+    """Refuse a name that cannot be stored; where it may be left out, nothing is one too."""
+    is_required = attribute.name in ("user_id", "session_id")
+    if is_required or (value is not None and value is not UNCHANGED):
+        check_name(value, attribute.name, InvalidConversation)
 
 
-def _to_metadata(value: JsonChange) -> JsonChange:
-    if value is UNCHANGED:
-        return value
+def _to_metadata(value: Mapping[str, Any] | None) -> JsonObject | None:
     return check_optional_json(value, "metadata", InvalidConversation)
+
+
+def _to_metadata_change(
+    value: Mapping[str, Any] | Literal[Unchanged.UNCHANGED] | None,
+) -> JsonChange:
+    return UNCHANGED if value is UNCHANGED else _to_metadata(value)
 
 
 def to_status(value: str, field_name: str = "status") -> Status:
@@ -137,11 +133,11 @@ class NewConversation:
     Raises InvalidConversation when made from values that cannot be stored.
     """
 
-    user_id: str = field(converter=_name("user_id"))
-    session_id: str = field(converter=_name("session_id"))
-    rescue_id: str | None = field(default=None, converter=_optional_name("rescue_id"))
-    intent_type: str | None = field(default=None, converter=_optional_name("intent_type"))
-    source: str | None = field(default=None, converter=_optional_name("source"))
+    user_id: str = field(validator=_check)
+    session_id: str = field(validator=_check)
+    rescue_id: str | None = field(default=None, validator=_check)
+    intent_type: str | None = field(default=None, validator=_check)
+    source: str | None = field(default=None, validator=_check)
     metadata: JsonObject | None = field(
         default=None, converter=_to_metadata, repr=False, hash=False
     )
@@ -152,10 +148,10 @@ class NewConversation:
 class ConversationChanges:
     """The columns of a conversation that an update sets; those left UNCHANGED stay."""
 
-    rescue_id: Change = field(default=UNCHANGED, converter=_optional_name("rescue_id"))
-    intent_type: Change = field(default=UNCHANGED, converter=_optional_name("intent_type"))
+    rescue_id: Change = field(default=UNCHANGED, validator=_check)
+    intent_type: Change = field(default=UNCHANGED, validator=_check)
     metadata: JsonChange = field(
-        default=UNCHANGED, converter=_to_metadata, repr=False, hash=False
+        default=UNCHANGED, converter=_to_metadata_change, repr=False, hash=False
     )
 
     def __attrs_post_init__(self) -> None:

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 from .errors import InvalidInput
 from .text import check_text, storable_text
 
 JsonObject: TypeAlias = dict[str, Any]
 """A JSON object in canonical form."""
+
+_Mapping: TypeAlias = Mapping[Any, object]
 
 MAX_JSON_BYTES: Final = 1_000_000
 """Largest JSON object, in bytes of UTF-8 when written without white space."""
@@ -43,7 +45,7 @@ def check_json_object(value: object, field: str, error: type[InvalidInput]) -> J
     """
     if not isinstance(value, Mapping):
         raise error(field=field, reason=f"must be a JSON object, not {type(value).__name__}")
-    copy = _canonical_object(value, field, error, MAX_JSON_DEPTH)
+    copy = _canonical_object(cast("_Mapping", value), field, error, MAX_JSON_DEPTH)
     size = len(dump_json(copy).encode())
     if size > MAX_JSON_BYTES:
         reason = f"must be at most {MAX_JSON_BYTES} bytes as JSON, not {size}"
@@ -59,11 +61,11 @@ def check_optional_json(
 
 
 def _canonical_object(
-    value: Mapping[Any, object], field: str, error: type[InvalidInput], levels: int
+    value: _Mapping, field: str, error: type[InvalidInput], levels: int
 ) -> JsonObject:
     if levels == 0:
         raise error(field=field, reason=f"nests deeper than {MAX_JSON_DEPTH} levels")
-    copy = {}
+    copy: JsonObject = {}
     for key, item in value.items():
         if not isinstance(key, str):
             reason = f"has a key that is not a text but {type(key).__name__}"
@@ -92,13 +94,13 @@ def _canonical(value: object, field: str, error: type[InvalidInput], levels: int
     if isinstance(value, float):
         return _canonical_float(value, field, error)
     if isinstance(value, Mapping):
-        return _canonical_object(value, field, error, levels - 1)
+        return _canonical_object(cast("_Mapping", value), field, error, levels - 1)
     if isinstance(value, list | tuple):
         if levels == 1:
             raise error(field=field, reason=f"nests deeper than {MAX_JSON_DEPTH} levels")
         return [
             _canonical(item, f"{field}[{index}]", error, levels - 1)
-            for index, item in enumerate(value)
+            for index, item in enumerate(cast("Sequence[object]", value))
         ]
     raise error(field=field, reason=f"is a {type(value).__name__}, which JSON does not have")
 
@@ -121,9 +123,9 @@ def copy_json(value: JsonObject | None) -> JsonObject | None:
 
 def _copy(value: Any) -> Any:
     if isinstance(value, dict):
-        return copy_json(value)
+        return copy_json(cast("JsonObject", value))
     if isinstance(value, list):
-        return [_copy(item) for item in value]
+        return [_copy(item) for item in cast("list[Any]", value)]
     return value
 
 
@@ -142,9 +144,9 @@ def _storable(value: object) -> Any:
     if isinstance(value, str):
         return storable_text(value)
     if isinstance(value, Mapping):
-        return storable_json(value)
+        return storable_json(cast("_Mapping", value))
     if isinstance(value, list | tuple):
-        return [_storable(item) for item in value]
+        return [_storable(item) for item in cast("Sequence[object]", value)]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, int | float) and not -MAX_INTEGER < value < MAX_INTEGER:

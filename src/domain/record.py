@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, NotRequired, TypedDict
+from itertools import pairwise
+from typing import Any, Final, NotRequired, TypedDict, cast
 
 from attrs import evolve, frozen
 
@@ -119,7 +120,7 @@ def _read_record(record: object, number: int) -> ImportedConversation:
     )
     start_time = _time(values.get("start_time"), "start_time", number)
     last_activity = _time(values.get("last_activity"), "last_activity", number)
-    drafts, timestamps = _read_messages(messages, number)
+    drafts, timestamps = _read_messages(cast("Sequence[object]", messages), number)
     _check_order([start_time, *timestamps, last_activity], number)
     return ImportedConversation(
         conversation=evolve(conversation, drafts=tuple(drafts)),
@@ -178,12 +179,13 @@ def _fields(value: object, place: str, known: frozenset[str], number: int) -> Ma
     if not isinstance(value, Mapping):
         reason = f"must be a JSON object, not {type(value).__name__}"
         raise InvalidRecord(record=number, field=place, reason=reason)
-    for name in value:
+    fields: Mapping[Any, Any] = value
+    for name in fields:
         if name not in known:
             shown = repr(name[:64]) if isinstance(name, str) else type(name).__name__
             reason = f"has an unknown field {shown}; known are {', '.join(sorted(known))}"
             raise InvalidRecord(record=number, field=place, reason=reason)
-    return value
+    return fields
 
 
 def _time(value: object, name: str, number: int) -> datetime | None:
@@ -203,7 +205,7 @@ def _time(value: object, name: str, number: int) -> datetime | None:
 
 def _check_order(times: Sequence[datetime | None], number: int) -> None:
     given = [time for time in times if time is not None]
-    if any(later < earlier for earlier, later in zip(given, given[1:], strict=False)):
+    if any(later < earlier for earlier, later in pairwise(given)):
         reason = "times must not decrease: start_time, the timestamps in order, last_activity"
         raise InvalidRecord(record=number, field="timestamp", reason=reason)
 

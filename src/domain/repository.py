@@ -71,6 +71,7 @@ class Unit(Protocol):
 
     def register(self, write: Write[T]) -> Pending[T]:
         """Take a write into the current block."""
+        ...
 
     async def before_read(self) -> None:
         """Send what is registered, so that the read sees it."""
@@ -139,7 +140,7 @@ class ConversationRepository(_Repository, ABC):
         await self._unit.before_read()
         return await self._find(owner, session_id)
 
-    async def list(
+    async def list_page(
         self,
         user_id: str | None = None,
         *,
@@ -155,7 +156,7 @@ class ConversationRepository(_Repository, ABC):
         check_limit(limit)
         start = None if after is None else ConversationCursor.decode(after, owner, status)
         await self._unit.before_read()
-        found = await self._list(owner, status, limit + 1, start)
+        found = await self._list_page(owner, status, limit + 1, start)
         cursor = None
         if len(found) > limit:
             del found[limit:]
@@ -225,7 +226,9 @@ class ConversationRepository(_Repository, ABC):
         self, conversation: NewConversation, drafts: Sequence[MessageDraft]
     ) -> NewConversation:
         self._owner(conversation.user_id)
-        return evolve(conversation, drafts=check_drafts(drafts, least=0)) if drafts else conversation
+        if not drafts:
+            return conversation
+        return evolve(conversation, drafts=check_drafts(drafts, least=0))
 
     @abstractmethod
     def _add(
@@ -242,7 +245,7 @@ class ConversationRepository(_Repository, ABC):
     async def _find(self, user_id: str, session_id: str) -> Conversation | None: ...
 
     @abstractmethod
-    async def _list(
+    async def _list_page(
         self, user_id: str, status: Status | None, limit: int, after: ConversationCursor | None
     ) -> list[Conversation]: ...
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import click
@@ -11,10 +12,11 @@ import click
 from ..bootstrap import ConversationStore
 from ..domain.conversation import Status
 from ..domain.errors import ConversationStoreError, StoreUnavailable
+from ..domain.page import ConversationPage
 from ..domain.repository import OnDuplicate
 from ..service_layer.conversations import get_conversation, list_conversations
 from .json_lines import RecordReader, counts, dump, load
-from .show import conversation_table, new_console, print_conversation
+from .show import new_console, print_conversation, print_list
 from .terminal import (
     BAD_INPUT,
     INTERRUPTED,
@@ -33,8 +35,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 PROGRAM = "conversation-store"
 
+_FILE = click.Path(exists=True, dir_okay=False, allow_dash=True)
 
-def run(arguments: Sequence[str] | None = None) -> int:
+
+def run(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 - one for each kind of end
     """Run a command line; return its exit code. Errors are one line on standard error."""
     prepare_process()
     try:
@@ -42,8 +46,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except click.UsageError as error:
         hint = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
         return fail(error.format_message() + hint, BAD_INPUT)
+    except CommandError as error:
+        return fail(error.message, error.code)
     except click.ClickException as error:
-        return fail(error.format_message(), error.exit_code)
+        return fail(error.format_message(), BAD_INPUT)
     except click.Abort:
         return fail("interrupted", INTERRUPTED)
     except ConversationStoreError as error:
@@ -74,14 +80,146 @@ def _store_options(command: F) -> F:
     return dsn(schema(command))
 
 
-def _new_store(dsn: str | None, schema: str) -> ConversationStore:
+@asynccontextmanager
+async def _open_store(dsn: str | None, schema: str) -> AsyncGenerator[ConversationStore, None]:
     if dsn is None:
-        raise click.UsageError(
-            "which database? Name it by --dsn or by CONVERSATION_STORE_DSN",
-            click.get_current_context(),
+        reason = "which database? Name it by --dsn or by CONVERSATION_STORE_DSN"
+        raise click.UsageError(reason, click.get_current_context())
+    try:
+        async with ConversationStore.connect(
+            dsn, schema=schema, min_size=1, max_size=2, timeout=10.0
+        ) as store:
+            yield store
+    except StoreUnavailable:
+        if not may_tell_password(dsn):
+            raise
+        reason = (
+            "the server cannot be reached, and its answer may hold a part of the password: "
+            "write @ : / ? # percent-encoded in the password of a URL"
         )
-    return _DiscreetStore.connect(dsn, schema=schema, min_size=1, max_size=2, timeout=10.0)
+        raise CommandError(reason, UNREACHABLE) from None
 
 
-class _DiscreetStore(ConversationStore):
-    """A store that does not tell its password."""
+@click.group(invoke_without_command=True)
+@click.version_option(package_name=PROGRAM, prog_name=PROGRAM)
+@click.pass_context
+def commands(context: click.Context) -> None:
+    """Conversations and messages, kept in order, whole and once, on PostgreSQL."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help(), err=True)
+        context.exit(BAD_INPUT)
+
+
+@commands.command("demo")
+@click.argument("file", required=False, type=_FILE)
+def demo_command(file: str | None) -> None:
+    """Show the store at work, on a PostgreSQL server that is started for it and removed.
+
+    Imports the dialogues of FILE first, where it is given.
+    """
+    from .demo import run_demo  # the only command that starts a server
+
+    run_demo(file, new_console())
+
+
+@commands.command("migrate")
+@click.option("--print", "print_only", is_flag=True, help="Write the SQL to stdout; no server.")
+@click.option(
+    "--id-block",
+    type=click.IntRange(1, 1_000_000),
+    default=1000,
+    show_default=True,
+    help="How many ids a process draws at a time; counts on the first migration.",
+)
+@_store_options
+def migrate_command(*, print_only: bool, id_block: int, dsn: str | None, schema: str) -> None:
+    """Bring the database to what this version needs."""
+
+    async def migrate() -> list[str]:
+        async with _open_store(dsn, schema) as store:
+            return await store.migrate(id_block=id_block)
+
+    if print_only:
+        from ..adapters.postgres.migrate import migration_sql
+
+        _write_bytes(migration_sql(schema, id_block).encode())
+        return
+    applied = run_async(migrate())
+    click.echo("\n".join(f"applied {name}" for name in applied) or "nothing to do: up to date")
+
+
+@commands.command("import")
+@click.argument("file", type=_FILE)
+@click.option(
+    "--on-duplicate",
+    type=click.Choice(["error", "skip"]),
+    default="error",
+    show_default=True,
+    help="What to do with a session that its user has already.",
+)
+@_store_options
+def import_command(file: str, on_duplicate: OnDuplicate, dsn: str | None, schema: str) -> None:
+    """Import the conversations of FILE: .jsonl, .jsonl.gz, or - for standard input."""
+
+    async def import_file() -> str:
+        with RecordReader.open(file) as records, Report("imported", records.size) as report:
+            async with _open_store(dsn, schema) as store:
+                receipt = await load(store, records, on_duplicate, report)
+            return f"imported {counts(receipt)} in {report.seconds:.1f} s"
+
+    click.echo(run_async(import_file()))
+
+
+@commands.command("export")
+@click.option("--user", "user_id", metavar="USER_ID", help="Only this user's conversations.")
+@_store_options
+def export_command(user_id: str | None, dsn: str | None, schema: str) -> None:
+    """Write conversations to standard output as JSON Lines, by user and session."""
+
+    async def export() -> str:
+        with Report("exported", bar=not sys.stdout.isatty()) as report:
+            async with _open_store(dsn, schema) as store:
+                written = await dump(store, user_id, sys.stdout.buffer, report)
+            return f"exported {counts(written)} in {report.seconds:.1f} s"
+
+    click.echo(run_async(export()), err=True)
+
+
+@commands.command("show")
+@click.argument("conversation_id", type=int)
+@click.option("--last", type=click.IntRange(1), metavar="N", help="Only the newest N messages.")
+@_store_options
+def show_command(conversation_id: int, last: int | None, dsn: str | None, schema: str) -> None:
+    """Print a conversation as a transcript; times are UTC."""
+
+    async def show() -> None:
+        async with _open_store(dsn, schema) as store:
+            uow = store.unit_of_work()
+            conversation = await get_conversation(uow, conversation_id=conversation_id)
+            await print_conversation(new_console(), uow, conversation, last)
+
+    run_async(show())
+
+
+@commands.command("list")
+@click.argument("user_id")
+@click.option("--status", type=click.Choice([status.value for status in Status]))
+@click.option("--limit", type=int, default=20, show_default=True, help="At most so many, 1..1000.")
+@_store_options
+def list_command(
+    user_id: str, status: str | None, limit: int, dsn: str | None, schema: str
+) -> None:
+    """List a user's conversations, the most recent activity first; times are UTC."""
+
+    async def read() -> ConversationPage:
+        async with _open_store(dsn, schema) as store:
+            return await list_conversations(
+                store.unit_of_work(), user_id=user_id, status=status, limit=limit
+            )
+
+    print_list(new_console(), run_async(read()))
+
+
+def _write_bytes(content: bytes) -> None:
+    sys.stdout.buffer.write(content)
+    sys.stdout.buffer.flush()

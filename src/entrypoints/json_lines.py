@@ -9,9 +9,10 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Iterator
-from contextlib import aclosing, contextmanager, suppress
-from typing import IO, Any, Final, Self
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, Final, Self, cast
 
 from ..bootstrap import ConversationStore
 from ..domain.errors import ConversationStoreError, DuplicateSession, InvalidInput, InvalidRecord
@@ -26,7 +27,7 @@ _GZIP: Final = b"\x1f\x8b"
 class RecordReader:
     """The records of a stream of JSON Lines, and the lines they stand in."""
 
-    def __init__(self, raw: io.BufferedReader, size: int | None) -> None:
+    def __init__(self, raw: io.BufferedReader[Any], size: int | None) -> None:
         self.line = 0
         """The line that was read last, from 1."""
         self.size = size
@@ -38,27 +39,30 @@ class RecordReader:
 
     @classmethod
     @contextmanager
-    def open(cls, path: str) -> Iterator[Self]:
+    def open(cls, path: str) -> Generator[Self, None, None]:
         """Open the file of that path, standard input for `-`."""
         if path == "-":
-            yield cls(io.BufferedReader(sys.stdin.buffer), None)  # type: ignore[type-var]
+            buffered = io.BufferedReader(cast("Any", sys.stdin.buffer))
+            try:
+                yield cls(buffered, None)
+            finally:
+                buffered.detach()  # standard input is not ours to close
             return
-        with open(path, "rb") as raw:
+        with Path(path).open("rb") as raw:
             yield cls(raw, os.fstat(raw.fileno()).st_size)
 
     def __iter__(self) -> Iterator[ConversationRecord]:
         """Give one record after the other; empty lines are passed over. Errors: InvalidRecord."""
-        for line in self._lines():
+        for raw_line in self._lines():
             self.line += 1
-            if self.line == 1:
-                line = line.removeprefix(codecs.BOM_UTF8)
+            line = raw_line.removeprefix(codecs.BOM_UTF8) if self.line == 1 else raw_line
             if line.strip():
                 record = self._parsed(line)
                 self._remember(record)
                 yield record
 
     def _lines(self) -> Iterator[bytes]:
-        lines: IO[bytes] = self._raw
+        lines: Iterable[bytes] = self._raw
         if self._raw.peek(len(_GZIP))[: len(_GZIP)] == _GZIP:
             lines = gzip.GzipFile(fileobj=self._raw)
         try:
@@ -124,9 +128,9 @@ async def load(
         )
     except ConversationStoreError as error:
         stored = error.imported or ImportReceipt()
-        before = f"{counts(stored)} were stored before" if stored != ImportReceipt() else (
-            "nothing was stored"
-        )
+        before = "nothing was stored"
+        if stored != ImportReceipt():
+            before = f"stored before that: {counts(stored)}"
         raise CommandError(f"{records.place(error)}; {before}", exit_code_of(error)) from error
 
 
@@ -135,16 +139,16 @@ async def dump(
 ) -> ImportReceipt:
     """Write all conversations, or a user's, as JSON Lines; return how many."""
     written = ImportReceipt()
-    async with aclosing(export_conversations(store.unit_of_work(), user_id=user_id)) as records:  # type: ignore[type-var]
-        async for record in records:
-            output.write(dump_record(record).encode() + b"\n")
-            written += ImportReceipt(conversations=1, messages=len(record["messages"]))
-            report.tell(counts(written))
+    async for record in export_conversations(store.unit_of_work(), user_id=user_id):
+        output.write(dump_record(record).encode() + b"\n")
+        written += ImportReceipt(conversations=1, messages=len(record["messages"]))
+        report.tell(counts(written))
     output.flush()
     return written
 
 
 def counts(receipt: ImportReceipt) -> str:
     """Return what an import or export moved, in words."""
-    text = f"{counted(receipt.conversations, 'conversation')}, {counted(receipt.messages, 'message')}"
+    conversations = counted(receipt.conversations, "conversation")
+    text = f"{conversations}, {counted(receipt.messages, 'message')}"
     return f"{text}, {receipt.skipped:,} skipped" if receipt.skipped else text

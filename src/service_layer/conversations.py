@@ -34,7 +34,7 @@ async def start_conversation(
     rescue_id: str | None = None,
     intent_type: str | None = None,
     source: str | None = None,
-    metadata: Mapping[str, object] | None = None,
+    metadata: Mapping[str, Any] | None = None,
 ) -> tuple[Conversation, list[Message]]:
     """Start a conversation, with its first messages if there are any.
 
@@ -70,7 +70,7 @@ async def get_or_start_conversation(
     rescue_id: str | None = None,
     intent_type: str | None = None,
     source: str | None = None,
-    metadata: Mapping[str, object] | None = None,
+    metadata: Mapping[str, Any] | None = None,
 ) -> tuple[Conversation, bool]:
     """Give the conversation of a session, starting it if the user has none.
 
@@ -99,7 +99,7 @@ def _new_conversation(
     rescue_id: str | None,
     intent_type: str | None,
     source: str | None,
-    metadata: Mapping[str, object] | None,
+    metadata: Mapping[str, Any] | None,
 ) -> NewConversation:
     owner = uow.user_id if user_id is None else user_id
     if owner is None:
@@ -169,7 +169,7 @@ async def list_conversations(
     """
     wanted = None if status is None else to_status(status)
     async with uow:
-        return await uow.conversations.list(user_id, status=wanted, limit=limit, after=after)
+        return await uow.conversations.list_page(user_id, status=wanted, limit=limit, after=after)
 
 
 async def update_conversation(

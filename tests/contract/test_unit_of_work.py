@@ -200,7 +200,7 @@ async def test_reads_see_the_units_own_writes(store: Any, conversation: int) -> 
         [newest] = await uow.messages.latest(conversation, limit=1)
         assert (found.status, found.message_count, newest.content) == ("closed", 3, "own")
         assert await uow.messages.get(newest.id) == newest
-        page = await uow.conversations.list("u")
+        page = await uow.conversations.list_page("u")
         assert [listed.id for listed in page.conversations] == [conversation]
         await uow.rollback()
 

@@ -7,32 +7,25 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
-import server_under_test
+from psycopg import generators
 from wire_proxy import WireProxy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 
 
-@pytest.fixture(scope="module")
-def dsn() -> Iterator[str]:
-    """The server that all tests of this file share."""
-    with server_under_test.test_server() as server:
-        yield server.dsn
-
-
 @pytest.fixture
 async def proxy(dsn: str) -> AsyncIterator[WireProxy]:
-    """A proxy in front of the server."""
+    """Give a proxy in front of the server."""
     async with WireProxy(dsn) as proxy:
         yield proxy
 
 
 @pytest.fixture
 async def conn(proxy: WireProxy) -> AsyncIterator[Connection]:
-    """A connection through the proxy, in autocommit."""
+    """Give a connection through the proxy, in autocommit."""
     conn = await psycopg.AsyncConnection.connect(proxy.dsn, autocommit=True)
     async with conn:
         yield conn
@@ -124,23 +117,18 @@ async def test_copy_in_is_two_round_trips(proxy: WireProxy, conn: Connection) ->
     assert wire.round_trips == 1
 
 
-async def test_copy_in_by_the_extended_protocol(proxy: WireProxy) -> None:
+async def test_copy_in_by_the_extended_protocol(proxy: WireProxy, conn: Connection) -> None:
     """The Sync that the server skips while it waits for data is not waited for here either."""
-
-    def copy() -> None:
-        with psycopg.connect(proxy.dsn, autocommit=True) as conn:
-            conn.execute("CREATE TEMPORARY TABLE copied (n int)")
-            with proxy.count() as wire:
-                conn.pgconn.exec_params(b"COPY copied FROM STDIN", [])
-                conn.pgconn.put_copy_data(b"1\n")
-                conn.pgconn.put_copy_end()
-                while conn.pgconn.get_result():
-                    pass
-                assert conn.execute("SELECT n FROM copied").fetchone() == (1,)
-        assert wire.messages[:5] == ["P", "B", "D", "E", "S"]
-        assert (wire.round_trips, wire.statements) == (3, 2)
-
-    await asyncio.to_thread(copy)
+    await conn.execute("CREATE TEMPORARY TABLE copied (n int)")
+    with proxy.count() as wire:
+        conn.pgconn.send_query_params(b"COPY copied FROM STDIN", [])
+        await conn.wait(generators.execute(conn.pgconn))
+        await conn.wait(generators.copy_to(conn.pgconn, b"1\n", True))
+        await conn.wait(generators.copy_end(conn.pgconn, None))
+        cursor = await conn.execute("SELECT n FROM copied")
+    assert await cursor.fetchone() == (1,)
+    assert wire.messages[:5] == ["P", "B", "D", "E", "S"]
+    assert (wire.round_trips, wire.statements) == (3, 2)
 
 
 async def test_copy_out_is_one_round_trip(proxy: WireProxy, conn: Connection) -> None:

@@ -79,9 +79,9 @@ def show(message: Message) -> Message:
 class Layer:
     """Changes: of a block, or all that were ever committed. None marks what is gone."""
 
-    conversations: dict[int, Stored | None] = field(factory=dict)
-    sessions: dict[Session, int | None] = field(factory=dict)
-    locks: list[Hashable] = field(factory=list)
+    conversations: dict[int, Stored | None] = field(factory=dict[int, Stored | None])
+    sessions: dict[Session, int | None] = field(factory=dict[Session, int | None])
+    locks: list[Hashable] = field(factory=list[Hashable])
 
     def absorb(self, other: Layer) -> None:
         """Take over the changes and locks of the layer above."""

@@ -26,7 +26,9 @@ class Lock:
     """One lock: who holds it, and who waits."""
 
     owner: Holder
-    waiters: deque[tuple[Holder, asyncio.Future[None]]] = field(factory=deque)
+    waiters: deque[tuple[Holder, asyncio.Future[None]]] = field(
+        factory=deque[tuple[Holder, asyncio.Future[None]]]
+    )
 
 
 class Locks:

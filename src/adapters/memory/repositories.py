@@ -78,7 +78,7 @@ async def _lock_and_judge(
 
 
 def _stale(conversation: Conversation, expected_version: int | None) -> ConcurrentUpdate | None:
-    if expected_version in (None, conversation.version) or expected_version is None:
+    if expected_version is None or expected_version == conversation.version:
         return None
     return ConcurrentUpdate(
         conversation_id=conversation.id,
@@ -187,7 +187,7 @@ class InMemoryConversationRepository(ConversationRepository):
         stored = self._view.find_session((user_id, session_id))
         return None if stored is None else stored.shown()
 
-    async def _list(
+    async def _list_page(
         self, user_id: str, status: Status | None, limit: int, after: ConversationCursor | None
     ) -> list[Conversation]:
         def place(stored: Stored) -> tuple[datetime, int]:
@@ -210,21 +210,22 @@ class InMemoryConversationRepository(ConversationRepository):
     def _update(
         self, conversation_id: int, changes: ConversationChanges, expected_version: int | None
     ) -> Change[Conversation]:
-        given = {
-            name: value
-            for name, value in (
-                ("rescue_id", changes.rescue_id),
-                ("intent_type", changes.intent_type),
-                ("metadata", changes.metadata),
+        rescue_id, intent_type = changes.rescue_id, changes.intent_type
+        metadata = changes.metadata
+
+        def change(before: Conversation) -> Conversation:
+            return evolve(
+                before,
+                version=before.version + 1,
+                rescue_id=before.rescue_id if rescue_id is UNCHANGED else rescue_id,
+                intent_type=before.intent_type if intent_type is UNCHANGED else intent_type,
+                metadata=before.metadata if metadata is UNCHANGED else metadata,
             )
-            if value is not UNCHANGED
-        }
+
         return self._changing(
             conversation_id,
             lambda conversation: _stale(conversation, expected_version),
-            lambda conversation: evolve(
-                conversation, version=conversation.version + 1, **given
-            ),
+            change,
         )
 
     def _set_status(
@@ -401,7 +402,8 @@ class InMemoryMessageRepository(MessageRepository):
                 raise refusal
             if not is_locked:
                 stored = await self._view.lock(turn.conversation_id)
-        assert stored is not None
+        if stored is None:
+            raise ConversationNotFound(conversation_id=turn.conversation_id)
         stored.requests[request_id] = (turn.digest, stored.conversation.message_count + 1, ids[0])
         return self._store(stored, turn, ids)
 

@@ -97,7 +97,7 @@ class PooledConnections(Connections):
 
     async def _take(self) -> Connection:
         try:
-            return await self.pool.getconn()
+            connection: Connection = await self.pool.getconn()
         except psycopg.errors.OperationalError as error:
             translated = translate(error)
             if isinstance(translated, StoreTimeout):
@@ -107,6 +107,7 @@ class PooledConnections(Connections):
                     f"(pool of {self.pool.max_size}, {waiting} more waiting)"
                 )
             raise translated from error
+        return connection
 
     async def _put(self, connection: Connection) -> None:
         await self.pool.putconn(connection)

@@ -132,7 +132,7 @@ def translate(error: psycopg.Error) -> ConversationStoreError:
     if state is None:
         return _without_sqlstate(error)
     name = error.diag.constraint_name
-    if state == REFUSED and name in REFUSALS:
+    if state == REFUSED and name is not None and name in REFUSALS:
         return REFUSALS[name](json.loads(error.diag.message_detail or "{}"))
     if name == REQUEST_KEY:
         return TransactionAborted(reason=_CONTESTED, sqlstate=state)

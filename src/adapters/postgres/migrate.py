@@ -18,10 +18,13 @@ from psycopg import sql
 from ...domain.errors import StoreMisconfigured
 from .connections import Connection
 from .errors import translate
+from .rows import Row
 from .statement import new_cursor
 
 DEFAULT_ID_BLOCK: Final = 1000
 """How many ids a process draws at a time."""
+MAX_ID_BLOCK: Final = 1_000_000
+"""Largest such block."""
 
 _LOCK: Final = "SELECT pg_advisory_xact_lock(hashtextextended('conversation_store ' || {}, 0))"
 
@@ -53,7 +56,7 @@ class Migration:
 
 def known_migrations() -> list[Migration]:
     """Return the migrations of this version of the package, in order."""
-    folder = resources.files(__package__) / "migrations"
+    folder = resources.files(__name__.rpartition(".")[0]) / "migrations"
     files = sorted(
         (file for file in folder.iterdir() if file.name.endswith(".sql")),
         key=lambda file: file.name,
@@ -86,8 +89,8 @@ async def migrate(
     Errors: StoreMisconfigured where the database is newer than this code, where a file that was
     applied has changed since, and where the role lacks a privilege.
     """
-    if isinstance(id_block, bool) or not 1 <= id_block <= 1_000_000:
-        raise StoreMisconfigured(reason="id_block must be 1..1000000")
+    if isinstance(id_block, bool) or not 1 <= id_block <= MAX_ID_BLOCK:
+        raise StoreMisconfigured(reason=f"id_block must be 1..{MAX_ID_BLOCK}")
     known = known_migrations()
     applied: list[str] = []
     try:
@@ -111,7 +114,8 @@ async def _missing(
     await _run(connection, "SET LOCAL lock_timeout = 0")  # turns are waited for, however long
     await _run(connection, _LOCK.replace("{}", _literal(schema)))
     # Only where it is missing: creating it needs a privilege on the database.
-    if await _rows(connection, f"SELECT FROM pg_namespace WHERE nspname = {_literal(schema)}") == []:
+    schemas = f"SELECT FROM pg_namespace WHERE nspname = {_literal(schema)}"
+    if not await _rows(connection, schemas):
         await _run(connection, f"CREATE SCHEMA {_quoted(schema)}")
     records = f"{_quoted(schema)}.conversation_store_migrations"
     [(there,)] = await _rows(connection, f"SELECT to_regclass({_literal(records)}) IS NOT NULL")
@@ -124,7 +128,8 @@ async def _missing(
                 reason=f"the database has migration {name}, which is newer than this version of "
                 "conversation-store: upgrade the package"
             )
-        if checksum != known[number - 1].checksum:
+        migration = known[int(number) - 1]
+        if checksum != migration.checksum:
             raise StoreMisconfigured(
                 reason=f"migration {name} was applied in another form than this package has it: "
                 "its file must not be changed"
@@ -136,7 +141,7 @@ async def _run(connection: Connection, text: str) -> None:
     await new_cursor(connection).execute(text.encode())
 
 
-async def _rows(connection: Connection, text: str) -> list[tuple[object, ...]]:
+async def _rows(connection: Connection, text: str) -> list[Row]:
     cursor = new_cursor(connection)
     await cursor.execute(text.encode())
     return await cursor.fetchall()

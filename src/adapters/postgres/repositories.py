@@ -45,6 +45,7 @@ class ReadingUnit(Unit, Protocol):
 
     async def fetch(self, text: bytes, parameters: Parameters) -> list[Row]:
         """Read the rows of a statement."""
+        ...
 
 
 def _array(statuses: Iterable[Status]) -> str:
@@ -166,7 +167,7 @@ class PsycopgConversationRepository(ConversationRepository):
         rows = await self._unit.fetch(self._texts.find, parameters)
         return to_conversation(rows[0]) if rows else None
 
-    async def _list(
+    async def _list_page(
         self, user_id: str, status: Status | None, limit: int, after: ConversationCursor | None
     ) -> list[Conversation]:
         parameters: dict[str, object] = {

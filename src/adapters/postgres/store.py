@@ -20,12 +20,13 @@ _MAX_SCHEMA_BYTES = 63
 class PostgresStore:
     """What units of work on one schema of one database share."""
 
-    def __init__(self, pool: Pool, schema: str, *, owns_pool: bool) -> None:
+    def __init__(self, pool: Pool, schema: str, *, dsn: str | None = None) -> None:
         if not 1 <= len(schema.encode()) <= _MAX_SCHEMA_BYTES or "\0" in schema:
             reason = f"a schema's name must have 1..{_MAX_SCHEMA_BYTES} bytes and no NUL"
             raise StoreMisconfigured(reason=reason)
         self._pool = pool
-        self._owns_pool = owns_pool
+        self._dsn = dsn
+        """Where our own pool connects to; None: the pool is the host's."""
         self._schema = schema
         self._texts = Texts(schema)
         self._connections = PooledConnections(pool)
@@ -33,12 +34,12 @@ class PostgresStore:
 
     async def open(self) -> None:
         """Open our own pool. Errors: StoreUnavailable at once if the server cannot be reached."""
-        if not self._owns_pool:
+        if self._dsn is None:
             return
         try:
             # The pool would go on trying until its timeout; one try says at once what is wrong.
-            probe = await AsyncConnection.connect(self._pool.conninfo, **self._pool.kwargs)  # type: ignore[arg-type]
-            await probe.close()
+            async with await AsyncConnection.connect(self._dsn):
+                pass
             await self._pool.open(wait=True, timeout=self._pool.timeout)
         except psycopg.ProgrammingError:
             # Without the driver's text, which may hold the password.
@@ -51,7 +52,7 @@ class PostgresStore:
     async def close(self) -> None:
         """Close what is ours; a pool that was lent stays open."""
         await self._ids.close()
-        if self._owns_pool:
+        if self._dsn is not None:
             await self._pool.close()
 
     def unit_of_work(

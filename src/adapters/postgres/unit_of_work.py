@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Final
 
 import psycopg
@@ -74,7 +75,7 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
         self._ids = ids
         self._connection: Connection | None = None
         """Held while a transaction of the unit is open."""
-        self._transaction: AsyncTransaction | None = None
+        self._transaction: AbstractAsyncContextManager[AsyncTransaction] | None = None
         """Ours, unless the unit is inside the host's."""
         self._in_host_transaction = False
         self.conversations = PsycopgConversationRepository(self, texts)
@@ -172,14 +173,15 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
             cursors: list[Cursor] = []
             try:
                 await execute_together(connection, cursors, [command for _, command in script])
-                return await _take_results(script, cursors)
+                await _take_results(script, cursors)
+                return
             except CommandFailedError as failure:
                 step, _ = script[failure.index]
                 await _take_results(script[: failure.index], cursors)
                 if (
                     not is_contested(failure.error)
                     or sends == MAX_SENDS
-                    or not isinstance(step, RegisteredWrite)
+                    or not _has_trial(step)
                 ):
                     raise StepFailedError(step.block, _caused(failure.error)) from failure.error
                 # Before the contested write all went well: go on from it, with a new snapshot.
@@ -192,9 +194,7 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
         if isinstance(step, RegisteredWrite):
             statement = _statement(step)
             command = Command.of(statement)
-            if statement.request_id is None:
-                return [command]
-            return [_SAVE_TRIAL, command, _RELEASE_TRIAL]
+            return [_SAVE_TRIAL, command, _RELEASE_TRIAL] if _has_trial(step) else [command]
         if isinstance(step, OpenBlock):
             block.opened = True
         if block.parent is None and not self._in_host_transaction:
@@ -220,7 +220,7 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
             await self._run_whole_in_host_transaction([CloseBlock(self._blocks[0])])
             return
         outcome = Outcome.UNKNOWN
-        task = asyncio.ensure_future(transaction.__aexit__(None, None, None))
+        task = asyncio.create_task(_commit(transaction))
         try:
             await asyncio.shield(task)
             outcome = Outcome.COMMITTED
@@ -358,6 +358,11 @@ def _caused(error: psycopg.Error) -> ConversationStoreError:
     return translated
 
 
+def _has_trial(step: Step) -> bool:
+    """Whether a write runs in a savepoint of its own, so that it can be sent again by itself."""
+    return isinstance(step, RegisteredWrite) and _statement(step).request_id is not None
+
+
 async def _take_results(script: list[tuple[Step, Command]], cursors: list[Cursor]) -> None:
     for (step, command), cursor in zip(script, cursors, strict=False):
         if isinstance(step, RegisteredWrite) and command.parameters is not None:
@@ -371,7 +376,11 @@ def _judge_interrupted(cursors: list[Cursor], connection: Connection) -> Outcome
     return Outcome.UNKNOWN if connection.closed else Outcome.ROLLED_BACK
 
 
-async def _await_commit(task: asyncio.Future[bool | None]) -> Outcome:
+async def _commit(transaction: AbstractAsyncContextManager[AsyncTransaction]) -> bool | None:
+    return await transaction.__aexit__(None, None, None)
+
+
+async def _await_commit(task: asyncio.Task[bool | None]) -> Outcome:
     """Wait a moment for a COMMIT whose unit was cancelled."""
     await asyncio.wait([task], timeout=COMMIT_GRACE)
     if not task.done():
