@@ -55,5 +55,5 @@ $(VENV)/.demo $(VENV)/.test $(VENV)/.dev: pyproject.toml
 			"apt-get install python3-venv). Name one: make PYTHON=/path/to/python" >&2; exit 1; }; \
 		echo "Making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv --clear $(VENV); }
 	@echo "Installing conversation-store[$(EXTRAS)] into $(VENV)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[$(EXTRAS)]'
 	@touch $@

@@ -128,11 +128,13 @@ class RequestConflict(Conflict):
 
     conversation_id: int
     request_id: str
+    position: int
+    """Where the turn that was stored with it begins."""
 
     def __str__(self) -> str:
         return (
-            f"request {self.request_id!r} of conversation {self.conversation_id} "
-            "was stored with other messages: use a new request_id for new content"
+            f"request {self.request_id!r} of conversation {self.conversation_id} was stored with "
+            f"other messages, from position {self.position}: use a new request_id for new content"
         )
 
 

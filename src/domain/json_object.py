@@ -125,7 +125,7 @@ def _copy(value: Any) -> Any:
     if isinstance(value, dict):
         return copy_json(cast("JsonObject", value))
     if isinstance(value, list):
-        return [_copy(item) for item in cast("list[Any]", value)]
+        return [_copy(item) for item in cast("Sequence[Any]", value)]
     return value
 
 

@@ -179,10 +179,10 @@ def _fields(value: object, place: str, known: frozenset[str], number: int) -> Ma
     if not isinstance(value, Mapping):
         reason = f"must be a JSON object, not {type(value).__name__}"
         raise InvalidRecord(record=number, field=place, reason=reason)
-    fields: Mapping[Any, Any] = value
+    fields = cast("Mapping[str, Any]", value)
     for name in fields:
         if name not in known:
-            shown = repr(name[:64]) if isinstance(name, str) else type(name).__name__
+            shown = repr(str(name)[:64])
             reason = f"has an unknown field {shown}; known are {', '.join(sorted(known))}"
             raise InvalidRecord(record=number, field=place, reason=reason)
     return fields

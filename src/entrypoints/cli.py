@@ -110,7 +110,7 @@ def commands(context: click.Context) -> None:
         context.exit(BAD_INPUT)
 
 
-@commands.command("demo")
+@commands.command("demo", short_help="Show the store at work, on a server of its own.")
 @click.argument("file", required=False, type=_FILE)
 def demo_command(file: str | None) -> None:
     """Show the store at work, on a PostgreSQL server that is started for it and removed.
@@ -122,7 +122,7 @@ def demo_command(file: str | None) -> None:
     run_demo(file, new_console())
 
 
-@commands.command("migrate")
+@commands.command("migrate", short_help="Bring the database to this version.")
 @click.option("--print", "print_only", is_flag=True, help="Write the SQL to stdout; no server.")
 @click.option(
     "--id-block",
@@ -148,7 +148,7 @@ def migrate_command(*, print_only: bool, id_block: int, dsn: str | None, schema:
     click.echo("\n".join(f"applied {name}" for name in applied) or "nothing to do: up to date")
 
 
-@commands.command("import")
+@commands.command("import", short_help="Import the conversations of a file.")
 @click.argument("file", type=_FILE)
 @click.option(
     "--on-duplicate",
@@ -170,7 +170,7 @@ def import_command(file: str, on_duplicate: OnDuplicate, dsn: str | None, schema
     click.echo(run_async(import_file()))
 
 
-@commands.command("export")
+@commands.command("export", short_help="Write conversations to standard output.")
 @click.option("--user", "user_id", metavar="USER_ID", help="Only this user's conversations.")
 @_store_options
 def export_command(user_id: str | None, dsn: str | None, schema: str) -> None:
@@ -185,7 +185,7 @@ def export_command(user_id: str | None, dsn: str | None, schema: str) -> None:
     click.echo(run_async(export()), err=True)
 
 
-@commands.command("show")
+@commands.command("show", short_help="Print a conversation as a transcript.")
 @click.argument("conversation_id", type=int)
 @click.option("--last", type=click.IntRange(1), metavar="N", help="Only the newest N messages.")
 @_store_options
@@ -201,7 +201,7 @@ def show_command(conversation_id: int, last: int | None, dsn: str | None, schema
     run_async(show())
 
 
-@commands.command("list")
+@commands.command("list", short_help="List a user's conversations.")
 @click.argument("user_id")
 @click.option("--status", type=click.Choice([status.value for status in Status]))
 @click.option("--limit", type=int, default=20, show_default=True, help="At most so many, 1..1000.")

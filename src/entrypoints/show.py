@@ -85,8 +85,6 @@ async def print_conversation(
             position=position,
             limit=min(MAX_LIMIT, conversation.message_count - position),
         )
-        if not page:
-            break
         position = page[-1].position
         for message in page:
             if message.timestamp.date() != shown:

@@ -7,10 +7,11 @@ import io
 import logging
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Coroutine
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Final, Self, TypeVar
 
 import click
@@ -63,11 +64,26 @@ def prepare_process() -> None:
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end, in the kind of event loop that psycopg needs."""
+    """Run a coroutine to its end, in the kind of event loop that psycopg needs.
+
+    Ctrl-C is a KeyboardInterrupt wherever the coroutine is: the runner's own way, to cancel it at
+    its next await, would wait for as long as a read of standard input does.
+    """
     # https://www.psycopg.org/psycopg3/docs/advanced/async.html: not the proactor of Windows
     factory = asyncio.SelectorEventLoop if sys.platform == "win32" else None
-    with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(work)
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if usual:
+        signal.signal(signal.SIGINT, _interrupt)  # which the runner then leaves alone
+    try:
+        with asyncio.Runner(loop_factory=factory) as runner:
+            return runner.run(work)
+    finally:
+        if usual:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 # Errors -----------------------------------------------------------------------------------------

@@ -226,7 +226,8 @@ async def test_a_request_with_other_drafts_is_a_conflict(store: Any) -> None:
     for other in ([draft("b")], [draft("a"), draft("a")], [draft("a", slots={})]):
         with pytest.raises(RequestConflict) as caught:
             await append(store, conversation, other, request_id="r")
-        assert (caught.value.conversation_id, caught.value.request_id) == (conversation, "r")
+        error = caught.value
+        assert (error.conversation_id, error.request_id, error.position) == (conversation, "r", 1)
     assert await contents(store, conversation) == ["a"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -73,6 +74,35 @@ def test_the_demo_needs_no_file(
     assert "imported" not in out
     assert "1 conversation, 9 messages" in out
     assert list(folder.iterdir()) == []
+
+
+def test_the_demo_speaks_for_the_busiest_user(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new conversation is one more of the user who has most, and is listed first."""
+    monkeypatch.setenv("PGCONNECT_TIMEOUT", "10")
+    assert run(["demo", str(EXAMPLES)]) == 0
+    out = capsys.readouterr().out
+    assert out.index("list renée-lefèvre") < out.rindex("demo-1") < out.rindex("web-2041")
+
+
+def test_an_interrupted_demo_leaves_nothing_behind(folder: Path) -> None:
+    """Ctrl-C while dialogues are imported ends the demo with one line, and its server with it."""
+    lines = folder / "endless.jsonl"
+    os.mkfifo(lines)
+    # Without -W error: the signal may arrive inside open(), which then leaves its file to the GC.
+    with subprocess.Popen(
+        [sys.executable, "-m", "conversation_store", "demo", str(lines)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as running:
+        with lines.open("wb"):  # the demo has opened it too: it waits for the first line
+            running.send_signal(signal.SIGINT)
+            assert running.stderr is not None
+            assert running.stderr.read() == b"\nconversation-store: interrupted\n"
+        assert running.wait(30) == 130
+    assert list(folder.iterdir()) == [lines]
+    assert processes_naming(f"{folder}/pg-") == []
 
 
 def test_a_bad_file_ends_the_demo(

@@ -92,7 +92,7 @@ async def repositories(uow: cs.AsyncUnitOfWork, drafts: list[cs.MessageDraft]) -
         assert_type(uow.conversations.erase_user("u"), cs.Pending[cs.ErasureReceipt])
         assert_type(await uow.conversations.get(1), cs.Conversation)
         assert_type(await uow.conversations.find("s", "u"), cs.Conversation | None)
-        assert_type(await uow.conversations.list("u", limit=5), cs.ConversationPage)
+        assert_type(await uow.conversations.list_page("u", limit=5), cs.ConversationPage)
         assert_type(await uow.messages.get(1), cs.Message)
         assert_type(await uow.messages.latest(1, limit=50, before=9), list[cs.Message])
         assert_type(await uow.messages.after(1, 0, limit=50), list[cs.Message])

@@ -13,8 +13,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import pytest
-
 import conversation_store
 
 if TYPE_CHECKING:
@@ -337,7 +335,6 @@ def test_the_package_says_that_it_is_typed() -> None:
 # The words ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not GLOSSARY.exists(), reason="there is no glossary yet")
 def test_the_tables_have_names_that_the_glossary_knows() -> None:
     """What is called a conversation here is called a conversation there."""
     migrations = (PACKAGE / "adapters" / "postgres" / "migrations").glob("*.sql")

@@ -394,7 +394,9 @@ class InMemoryMessageRepository(MessageRepository):
                 digest, position = prior
                 if digest != turn.digest:
                     raise RequestConflict(
-                        conversation_id=turn.conversation_id, request_id=request_id
+                        conversation_id=turn.conversation_id,
+                        request_id=request_id,
+                        position=position,
                     )
                 return stored.shown_messages(position - 1, position - 1 + len(turn.drafts))
             refusal = verdict(stored.conversation)

@@ -204,7 +204,8 @@ class _Guardian:
     def run(self) -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # our parent may ignore it
         for deaf_to in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-            signal.signal(deaf_to, signal.SIG_IGN)  # what ends us is the end of our parent
+            # Not SIG_IGN: the server would inherit it, and be deaf itself while it starts.
+            signal.signal(deaf_to, lambda *_: None)
         server, crashed = None, False
         try:
             dsn, port, version, command = self.prepare()

@@ -54,7 +54,9 @@ REFUSALS: Final[Mapping[str, Callable[[Mapping[str, Any]], ConversationStoreErro
         actual_version=detail["version"],
     ),
     "request_conflict": lambda detail: RequestConflict(
-        conversation_id=detail["conversation_id"], request_id=detail["request_id"]
+        conversation_id=detail["conversation_id"],
+        request_id=detail["request_id"],
+        position=detail["position"],
     ),
     "duplicate_session": lambda detail: DuplicateSession(
         user_id=detail["user_id"], session_id=detail["session_id"]

@@ -111,8 +111,10 @@ async def _missing(
     connection: Connection, schema: str, known: Sequence[Migration]
 ) -> list[Migration]:
     """Take the turn, and return the migrations that are not applied yet."""
+    [(lock_timeout,)] = await _rows(connection, "SHOW lock_timeout")
     await _run(connection, "SET LOCAL lock_timeout = 0")  # turns are waited for, however long
     await _run(connection, _LOCK.replace("{}", _literal(schema)))
+    await _run(connection, f"SET LOCAL lock_timeout = {_literal(str(lock_timeout))}")
     # Only where it is missing: creating it needs a privilege on the database.
     schemas = f"SELECT FROM pg_namespace WHERE nspname = {_literal(schema)}"
     if not await _rows(connection, schemas):

@@ -153,7 +153,7 @@ WHERE CASE WHEN done.id IS NOT NULL OR prior.request_digest = %(digest)s::bytea 
             WHEN prior.position IS NOT NULL THEN 'request_conflict'
             WHEN NOT now.status = ANY(%(accepting)s::text[]) THEN 'not_accepting'
             WHEN NOT {_IS_EXPECTED} THEN 'stale' ELSE 'contested' END,
-        {_REFUSAL_DETAIL}, 'request_id', %(request_id)s::text)) END
+        {_REFUSAL_DETAIL}, 'request_id', %(request_id)s::text, 'position', prior.position)) END
 ORDER BY 1
 """
 

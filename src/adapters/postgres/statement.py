@@ -90,16 +90,23 @@ async def execute_together(
     CommandFailedError for the first that failed; psycopg may report it at a later one.
     """
     cursors.extend(new_cursor(connection) for _ in commands)
+    failure: psycopg.Error | None = None
     try:
         if len(commands) == 1:
             await execute(cursors[0], commands[0])
-            return
-        async with connection.pipeline():
-            for cursor, command in zip(cursors, commands, strict=True):
-                await execute(cursor, command)
+        else:
+            async with connection.pipeline():
+                # Kept until the pipeline is left, or psycopg would log a warning on leaving it.
+                try:
+                    for cursor, command in zip(cursors, commands, strict=True):
+                        await execute(cursor, command)
+                except psycopg.Error as error:
+                    failure = error
     except psycopg.Error as error:
+        failure = failure or error
+    if failure is not None:
         guilty = next((i for i, cursor in enumerate(cursors) if not succeeded(cursor)), 0)
-        raise CommandFailedError(guilty, error) from error
+        raise CommandFailedError(guilty, failure) from failure
 
 
 def succeeded(cursor: Cursor) -> bool:
