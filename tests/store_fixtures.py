@@ -45,10 +45,18 @@ AWKWARD_SCHEMA = 'Select "from" 100%s; --ü'
 class open_store:  # noqa: N801 - reads as a function
     """Open a store in a schema that is migrated on first use, and empty."""
 
-    def __init__(self, dsn: str, schema: str, migrated: set[str], **options: Any) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        schema: str,
+        migrated: set[str],
+        *,
+        through: str | None = None,
+        **options: Any,
+    ) -> None:
         self._dsn, self._schema, self._migrated = dsn, schema, migrated
         self._store = ConversationStore.connect(
-            dsn, schema=schema, **({"min_size": 1, "max_size": 20} | options)
+            through or dsn, schema=schema, **({"min_size": 1, "max_size": 20} | options)
         )
 
     async def __aenter__(self) -> ConversationStore:

@@ -38,7 +38,7 @@ PROGRAM = "conversation-store"
 _FILE = click.Path(exists=True, dir_okay=False, allow_dash=True)
 
 
-def run(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 - one for each kind of end
+def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; return its exit code. Errors are one line on standard error."""
     prepare_process()
     try:

@@ -1,0 +1,528 @@
+"""The plans of the statements: what they touch grows with the page, never with the table.
+
+The statements are those that the service functions send, with the parameters they send, explained
+on 20,000 conversations with a million messages: once planned for their very parameters, and once as
+the generic plan that a prepared statement may end with. One conversation has 100,000 messages and
+one user 5,000 conversations, so that a plan that reads a whole history or a whole list shows it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.types.numeric import Int8
+from store_fixtures import turn
+
+from conversation_store import (
+    AsyncUnitOfWork,
+    ConversationStore,
+    append_messages,
+    archive_conversation,
+    close_conversation,
+    delete_conversation,
+    erase_user,
+    export_conversations,
+    find_conversation,
+    get_conversation,
+    get_message,
+    get_or_start_conversation,
+    import_conversations,
+    latest_messages,
+    list_conversations,
+    messages_after,
+    reopen_conversation,
+    start_conversation,
+    update_conversation,
+)
+from conversation_store.adapters.postgres import statement, unit_of_work
+from conversation_store.adapters.postgres.migrate import migration_sql
+from conversation_store.adapters.postgres.sql import Texts
+from conversation_store.adapters.postgres.statement import Command, Cursor
+from conversation_store.service_layer.transfer import EXPORT_PAGE
+
+SCHEMA = "plans"
+MILLION = 1_000_000
+CONVERSATIONS = 20_000
+LONG = 1
+"""The conversation of 100,000 messages; the others have 45, one of them 90."""
+SHORT = 12_345
+TABLES = {"ai_conversations", "ai_messages"}
+PAGE = 50
+
+Planning = Literal["custom", "generic"]
+Call = Callable[[AsyncUnitOfWork], Awaitable[Any]]
+Plan = Mapping[str, Any]
+
+# User u-0 has conversations 1..5000; the 15,000 others are of 150 users, 100 each. The user's
+# sessions, times and ids are in different orders, and the statuses are mixed.
+SEED = """
+INSERT INTO {schema}.ai_conversations (id, user_id, session_id, status, start_time, last_activity,
+    message_count, version, rescue_id, intent_type, source, metadata)
+SELECT n, CASE WHEN n <= 5000 THEN 'u-0' ELSE 'u-' || 1 + n % 150 END, 's-' || n * 7919 % 20000,
+    CASE WHEN n % 100 = 0 THEN 'archived' WHEN n % 10 = 1 AND n > 1 THEN 'closed'
+        ELSE 'active' END,
+    '2024-01-01 00:00Z', '2024-01-02 00:00Z'::timestamptz + n * 104729 % 20000 * interval '1 min',
+    CASE WHEN n = 1 THEN 100000 WHEN n = 2 THEN 90 ELSE 45 END, 2, NULL, 'booking', 'web', '{{}}'
+FROM generate_series(1, 20000) AS n;
+INSERT INTO {schema}.ai_messages (conversation_id, position, id, role, content, timestamp,
+    intent_type, slots, metadata, request_id, request_digest)
+SELECT c.id, p, 1000000 + row_number() OVER (), CASE WHEN p % 2 = 1 THEN 'user' ELSE 'assistant' END,
+    'A sentence of about the usual length, said as number ' || p, c.start_time + p * interval '1 s',
+    CASE WHEN p % 2 = 1 THEN 'inform' END, '{{"city": "Oslo"}}', NULL,
+    'r-' || p / 2, CASE WHEN p % 2 = 0 THEN '\\x00'::bytea END
+FROM {schema}.ai_conversations AS c, generate_series(1, c.message_count) AS p;
+SELECT setval('{schema}.ai_ids', 10000000);
+"""
+
+
+@pytest.fixture(scope="module")
+def seeded(dsn: str) -> Iterator[str]:
+    """Give the connection string of a server whose schema `plans` has a million messages."""
+    drop = sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(SCHEMA))
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(drop)
+        connection.execute(migration_sql(SCHEMA).encode())
+        connection.execute(SEED.format(schema=SCHEMA).encode())
+        for table in sorted(TABLES):
+            connection.execute(f"VACUUM (ANALYZE) {SCHEMA}.{table}".encode())
+        counted = connection.execute(
+            f"""SELECT count(*), sum(message_count), (SELECT count(*) FROM {SCHEMA}.ai_messages)
+            FROM {SCHEMA}.ai_conversations""".encode()
+        ).fetchone()
+        assert counted == (CONVERSATIONS, MILLION, MILLION)
+        yield dsn
+        connection.execute(drop)
+
+
+@pytest.fixture
+async def explain(seeded: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Explain]:
+    """Give what explains the statement of a service function, on the million messages."""
+    async with ConversationStore.connect(seeded, schema=SCHEMA, min_size=1, max_size=2) as store:
+        yield Explain(seeded, store, monkeypatch)
+
+
+class CaughtError(Exception):
+    """The statement that a service function was about to send."""
+
+    def __init__(self, command: Command) -> None:
+        super().__init__(command)
+        self.command = command
+
+
+@dataclass(frozen=True)
+class Explain:
+    """Explains what a service function sends."""
+
+    dsn: str
+    store: ConversationStore
+    monkeypatch: pytest.MonkeyPatch
+
+    async def __call__(self, call: Call, planning: Planning, user_id: str | None = None) -> Plan:
+        """Return the plan, carried out and then undone."""
+        command = await self._command(call, user_id)
+        assert command.parameters is not None
+        connection = await psycopg.AsyncConnection.connect(self.dsn)
+        async with connection:
+            if planning == "custom":
+                text, parameters = command.text, command.parameters
+            else:
+                text, parameters = await _prepared(connection, command), {}
+            cursor = connection.cursor()
+            await cursor.execute(
+                b"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) " + text, parameters or None
+            )
+            [[explained]] = await cursor.fetchall()
+            await connection.rollback()
+        plan: Plan = explained[0]["Plan"]
+        return plan
+
+    async def _command(self, call: Call, user_id: str | None) -> Command:
+        """Let the function run until it sends its statement, and take that away from it."""
+        real, next_ids = statement.execute, Texts(SCHEMA).next_ids
+
+        async def catch(cursor: Cursor, command: Command) -> None:
+            if command.text != next_ids:
+                raise CaughtError(command)
+            await real(cursor, command)
+
+        with self.monkeypatch.context() as patched:
+            patched.setattr(statement, "execute", catch)
+            patched.setattr(unit_of_work, "execute", catch)
+            with pytest.raises(CaughtError) as caught:
+                await call(self.store.unit_of_work(user_id=user_id))
+        return caught.value.command
+
+
+async def _prepared(connection: psycopg.AsyncConnection[Any], command: Command) -> bytes:
+    """Prepare a statement as psycopg does, to be planned without its parameters; return its call.
+
+    The types are those that psycopg sends: bigint for Int8, and for text what the server infers.
+    """
+    assert command.parameters is not None
+    names = list(dict.fromkeys(re.findall(r"%\((\w+)\)s", command.text.decode())))
+    text = re.sub(
+        r"%\((\w+)\)s", lambda match: f"${names.index(match[1]) + 1}", command.text.decode()
+    ).replace("%%", "%")
+    values = [command.parameters[name] for name in names]
+    types = ", ".join("bigint" if isinstance(value, Int8) else "unknown" for value in values)
+    await connection.execute(b"SET plan_cache_mode = force_generic_plan")
+    await connection.execute(f"PREPARE caught ({types}) AS {text}".encode())
+    literals = ", ".join(sql.Literal(value).as_string() for value in values)
+    return f"EXECUTE caught ({literals})".encode()
+
+
+def nodes(plan: Plan) -> Iterator[Plan]:
+    """Walk a plan."""
+    yield plan
+    for part in plan.get("Plans", ()):
+        yield from nodes(part)
+
+
+def touched(node: Plan) -> float:
+    """Return how many rows a scan met, whether it kept them or not."""
+    dropped = sum(
+        node.get(reason, 0)
+        for reason in ("Rows Removed by Filter", "Rows Removed by Index Recheck")
+    )
+    rows: float = (node["Actual Rows"] + dropped) * node["Actual Loops"]
+    return rows
+
+
+def check(plan: Plan, *, rows: int, buffers: int) -> None:
+    """Check that a plan uses indexes only, and meets no more rows and buffers than that."""
+    import os
+    if os.environ.get("SHOW"):
+        sc=[n for n in nodes(plan) if n.get("Relation Name") in TABLES]
+        print(f"SHOW {os.environ['PYTEST_CURRENT_TEST'].split('::')[1]} rows={plan['Actual Rows']} buffers={plan['Shared Hit Blocks']}+{plan['Shared Read Blocks']} <= {buffers}; touched {sum(map(touched, [n for n in sc if n['Node Type']!='ModifyTable']))} <= {rows}", [(n['Node Type'], n.get('Index Name')) for n in sc if n['Node Type']!='ModifyTable'], [n['Node Type'] for n in nodes(plan) if 'Sort' in n['Node Type'] or 'Join' in n['Node Type'] or 'Seq' in n['Node Type']])
+    scans = [
+        node
+        for node in nodes(plan)
+        if node.get("Relation Name") in TABLES and node["Node Type"] != "ModifyTable"
+    ]
+    found = [f"{node['Node Type']} on {node['Relation Name']}" for node in scans]
+    assert {node["Node Type"] for node in scans} <= {"Index Scan", "Index Only Scan"}, found
+    assert sum(map(touched, scans)) <= rows, [(name, touched(n)) for name, n in zip(found, scans, strict=True)]
+    for node in nodes(plan):
+        if node["Node Type"] in {"Sort", "Incremental Sort"}:
+            assert node["Actual Rows"] <= rows
+    assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] <= buffers, plan
+
+
+plannings = pytest.mark.parametrize("planning", get_args(Planning))
+scopes = pytest.mark.parametrize("user_id", [None, "u-0"], ids=["unscoped", "scoped"])
+
+
+# Reading ----------------------------------------------------------------------------------------
+
+
+@plannings
+@scopes
+@pytest.mark.parametrize("conversation_id", [LONG, 4_321], ids=["long", "short"])
+async def test_latest_messages(
+    explain: Explain, planning: Planning, user_id: str | None, conversation_id: int
+) -> None:
+    """The newest messages cost a page, however long the conversation is."""
+
+    async def call(uow: AsyncUnitOfWork) -> None:
+        await latest_messages(uow, conversation_id=conversation_id, limit=PAGE)
+
+    check(await explain(call, planning, user_id), rows=PAGE + 1, buffers=20)
+
+
+@plannings
+@pytest.mark.parametrize("before", [99_000, 50_000, 100])
+async def test_latest_messages_before(explain: Explain, planning: Planning, before: int) -> None:
+    """An older page costs no more than the newest."""
+
+    async def call(uow: AsyncUnitOfWork) -> None:
+        await latest_messages(uow, conversation_id=LONG, limit=PAGE, before=before)
+
+    check(await explain(call, planning), rows=PAGE + 1, buffers=20)
+
+
+@plannings
+@scopes
+@pytest.mark.parametrize("position", [0, 50_000, 99_990, 100_000])
+async def test_messages_after(
+    explain: Explain, planning: Planning, user_id: str | None, position: int
+) -> None:
+    """The messages that follow cost a page, wherever in a long conversation the reader is."""
+
+    async def call(uow: AsyncUnitOfWork) -> None:
+        await messages_after(uow, conversation_id=LONG, position=position, limit=PAGE)
+
+    check(await explain(call, planning, user_id), rows=PAGE + 1, buffers=20)
+
+
+@plannings
+@pytest.mark.parametrize("limit", [1, 1000])
+async def test_a_page_of_any_size(explain: Explain, planning: Planning, limit: int) -> None:
+    """What a page of messages costs is its own size."""
+
+    async def call(uow: AsyncUnitOfWork) -> None:
+        await messages_after(uow, conversation_id=LONG, position=50_000, limit=limit)
+
+    check(await explain(call, planning), rows=limit + 1, buffers=10 + limit // 10)
+
+
+@plannings
+@scopes
+async def test_get_message(explain: Explain, planning: Planning, user_id: str | None) -> None:
+    """One message costs one row, and one of its conversation where users are told apart."""
+
+    async def call(uow: AsyncUnitOfWork) -> None:
+        await get_message(uow, message_id=1_500_000)
+
+    check(await explain(call, planning, user_id), rows=2, buffers=10)
+
+
+@plannings
+@scopes
+async def test_get_conversation(explain: Explain, planning: Planning, user_id: str | None) -> None:
+    """One conversation costs one row."""
+
+    async def call(uow: AsyncUnitOfWork) -> None:
+        await get_conversation(uow, conversation_id=SHORT)
+
+    check(await explain(call, planning, user_id), rows=1, buffers=5)
+
+
+@plannings
+@pytest.mark.parametrize("session_id", ["s-7919", "none of hers"])
+async def test_find_conversation(explain: Explain, planning: Planning, session_id: str) -> None:
+    """Looking a session up costs one row, of a user with many of them too."""
+
+    async def call(uow: AsyncUnitOfWork) -> None:
+        await find_conversation(uow, user_id="u-0", session_id=session_id)
+
+    check(await explain(call, planning), rows=1, buffers=5)
+
+
+@plannings
+@pytest.mark.parametrize("user_id", ["u-0", "u-17", "a stranger"])
+async def test_list_conversations(explain: Explain, planning: Planning, user_id: str) -> None:
+    """The newest conversations of a user cost a page, however many there are."""
+
+    async def call(uow: AsyncUnitOfWork) -> None:
+        await list_conversations(uow, user_id=user_id, limit=PAGE)
+
+    check(await explain(call, planning), rows=PAGE + 1, buffers=80)
+
+
+@plannings
+@pytest.mark.parametrize("status", [None, "active"])
+async def test_list_conversations_further_on(
+    explain: Explain, planning: Planning, status: str | None
+) -> None:
+    """A page in the middle of a long list costs no more than the first."""
+    cursor = await _cursor_in_the_middle(explain, status)
+
+    async def call(uow: AsyncUnitOfWork) -> None:
+        await list_conversations(uow, user_id="u-0", status=status, limit=PAGE, after=cursor)
+
+    check(await explain(call, planning), rows=PAGE + 1 if status is None else 80, buffers=80)
+
+
+async def _cursor_in_the_middle(explain: Explain, status: str | None) -> str | None:
+    cursor = None
+    for _ in range(3):
+        page = await list_conversations(
+            explain.store.unit_of_work(), user_id="u-0", status=status, limit=1000, after=cursor
+        )
+        cursor = page.next_cursor
+    assert cursor is not None
+    return cursor
+
+
+@plannings
+@pytest.mark.parametrize(("status", "one_in"), [("active", 1.25), ("closed", 10), ("archived", 100)])
+async def test_list_conversations_of_a_status(
+    explain: Explain, planning: Planning, status: str, one_in: float
+) -> None:
+    """A status is looked for in the index: the table is touched for the page alone."""
+
+    async def call(uow: AsyncUnitOfWork) -> None:
+        await list_conversations(uow, user_id="u-0", status=status, limit=PAGE)
+
+    plan = await explain(call, planning)
+    check(plan, rows=PAGE + 1, buffers=100 + PAGE + int(one_in))
+
+
+@plannings
+@pytest.mark.parametrize("after", [None, ("u-0", "s-4"), ("u-120", "s-5"), ("u-99", "s-998")])
+@scopes
+async def test_export(
+    explain: Explain, planning: Planning, user_id: str | None, after: tuple[str, str] | None
+) -> None:
+    """A page of the export costs its conversations and their messages, wherever it starts."""
+
+    async def call(uow: AsyncUnitOfWork) -> None:
+        async with uow:
+            await uow.conversations.export_page(user_id, after, EXPORT_PAGE)
+
+    plan = await explain(call, planning, user_id)
+    assert plan["Actual Rows"] <= EXPORT_PAGE * 45
+    check(plan, rows=EXPORT_PAGE * 47, buffers=EXPORT_PAGE * 12)
+
+
+# Writing ----------------------------------------------------------------------------------------
+
+
+@plannings
+@scopes
+@pytest.mark.parametrize("conversation_id", [LONG, SHORT - 1], ids=["long", "short"])
+@pytest.mark.parametrize("request_id", [None, "new", "r-2"], ids=["plain", "request", "known"])
+async def test_append_messages(
+    explain: Explain,
+    planning: Planning,
+    user_id: str | None,
+    conversation_id: int,
+    request_id: str | None,
+) -> None:
+    """A turn costs one row of its conversation, met twice, and its own messages."""
+    if user_id is not None:
+        conversation_id = LONG
+
+    async def call(uow: AsyncUnitOfWork) -> None:
+        await append_messages(
+            uow,
+            conversation_id=conversation_id,
+            drafts=turn(1),
+            request_id=request_id,
+            expected_version=2,
+        )
+
+    if request_id == "r-2":
+        with pytest.raises(psycopg.Error) as refused:  # its digest is another
+            await explain(call, planning, user_id)
+        assert refused.value.diag.constraint_name == "request_conflict"
+        return
+    check(await explain(call, planning, user_id), rows=2, buffers=70)
+
+
+@plannings
+@scopes
+async def test_append_is_repeated(
+    explain: Explain, planning: Planning, user_id: str | None
+) -> None:
+    """The answer to a repeated request costs the messages of its turn."""
+    drafts = turn(1)
+    uow = explain.store.unit_of_work()
+    conversation, _ = await start_conversation(uow, user_id="u-0", session_id="repeated")
+
+    async def call(uow: AsyncUnitOfWork) -> None:
+        await append_messages(
+            uow, conversation_id=conversation.id, drafts=drafts, request_id="again"
+        )
+
+    try:
+        await call(uow)
+        plan = await explain(call, planning, user_id)
+    finally:
+        await delete_conversation(uow, conversation_id=conversation.id)
+    assert plan["Actual Rows"] == len(drafts)
+    check(plan, rows=6, buffers=40)
+
+
+@plannings
+async def test_start_conversation(explain: Explain, planning: Planning) -> None:
+    """A start reads no row of the tables, however many conversations the user has."""
+
+    async def call(uow: AsyncUnitOfWork) -> None:
+        await start_conversation(uow, user_id="u-0", session_id="new", drafts=turn(1))
+
+    check(await explain(call, planning), rows=0, buffers=80)
+
+
+@plannings
+@pytest.mark.parametrize("session_id", ["new", "s-7919"])
+async def test_get_or_start_conversation(
+    explain: Explain, planning: Planning, session_id: str
+) -> None:
+    """A start that may find something reads at most what it finds."""
+
+    async def call(uow: AsyncUnitOfWork) -> None:
+        await get_or_start_conversation(
+            uow, user_id="u-0", session_id=session_id, drafts=turn(1)
+        )
+
+    check(await explain(call, planning), rows=1, buffers=80)
+
+
+@plannings
+@scopes
+async def test_update_conversation(
+    explain: Explain, planning: Planning, user_id: str | None
+) -> None:
+    """A change of columns costs one row."""
+
+    async def call(uow: AsyncUnitOfWork) -> None:
+        await update_conversation(
+            uow, conversation_id=LONG, rescue_id="r-1", metadata={"a": 1}, expected_version=2
+        )
+
+    check(await explain(call, planning, user_id), rows=1, buffers=40)
+
+
+@plannings
+@scopes
+@pytest.mark.parametrize(
+    "change", [close_conversation, reopen_conversation, archive_conversation]
+)
+async def test_a_change_of_status(
+    explain: Explain, planning: Planning, user_id: str | None, change: Any
+) -> None:
+    """Closing, reopening and archiving cost one row, met twice where it stays as it is."""
+
+    async def call(uow: AsyncUnitOfWork) -> None:
+        await change(uow, conversation_id=LONG)
+
+    check(await explain(call, planning, user_id), rows=2, buffers=40)
+
+
+@plannings
+@scopes
+async def test_delete_conversation(
+    explain: Explain, planning: Planning, user_id: str | None
+) -> None:
+    """A removal finds its conversation by the index; its messages go by theirs."""
+
+    async def call(uow: AsyncUnitOfWork) -> None:
+        await delete_conversation(uow, conversation_id=4_321)
+
+    check(await explain(call, planning, user_id), rows=1, buffers=10)
+
+
+@plannings
+async def test_erase_user(explain: Explain, planning: Planning) -> None:
+    """An erasure costs the user's conversations."""
+
+    async def call(uow: AsyncUnitOfWork) -> None:
+        await erase_user(uow, user_id="u-17")
+
+    check(await explain(call, planning), rows=100, buffers=400)
+
+
+@plannings
+@pytest.mark.parametrize("on_duplicate", ["error", "skip"])
+async def test_import(explain: Explain, planning: Planning, on_duplicate: Any) -> None:
+    """A batch costs what is in it, in whatever tables it is stored."""
+    records: list[Any] = [
+        {
+            "session_id": f"imported-{number}",
+            "user_id": "u-0",
+            "messages": [{"role": "user", "content": "hello"}] * 10,
+        }
+        for number in range(20)
+    ]
+
+    async def call(uow: AsyncUnitOfWork) -> None:
+        await import_conversations(uow, records=records, on_duplicate=on_duplicate)
+
+    check(await explain(call, planning), rows=20, buffers=20 * 10 * 25)

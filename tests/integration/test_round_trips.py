@@ -1,0 +1,340 @@
+"""The budgets: what a call costs on the wire, counted between the driver and the server."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import psycopg
+import pytest
+from attrs import define
+from store_fixtures import draft, open_store, turn
+from wire_proxy import WireCount, WireProxy
+
+from conversation_store import (
+    AsyncUnitOfWork,
+    ConversationNotAcceptingMessages,
+    ConversationNotFound,
+    ConversationStore,
+    Status,
+    append_messages,
+    archive_conversation,
+    close_conversation,
+    delete_conversation,
+    erase_user,
+    export_conversations,
+    find_conversation,
+    get_conversation,
+    get_message,
+    get_or_start_conversation,
+    import_conversations,
+    latest_messages,
+    list_conversations,
+    messages_after,
+    reopen_conversation,
+    start_conversation,
+    update_conversation,
+)
+
+
+@define
+class Wired:
+    """A store behind the counting proxy, with ids drawn and one conversation in it."""
+
+    store: ConversationStore
+    proxy: WireProxy
+    conversation: int
+    message: int
+    number: int = 0
+
+    def fresh(self) -> str:
+        """Return a session_id that was not used."""
+        self.number += 1
+        return f"fresh-{self.number}"
+
+
+@pytest.fixture
+async def wired(dsn: str, migrated: set[str]) -> AsyncIterator[Wired]:
+    """Give a store behind the proxy: one connection, its first block of ids drawn."""
+    async with WireProxy(dsn) as proxy:
+        opened = open_store(
+            dsn, "operational", migrated, through=proxy.dsn, min_size=1, max_size=1
+        )
+        async with opened as store:
+            conversation, [message] = await start_conversation(
+                store.unit_of_work(), user_id="u", session_id="s", drafts=[draft("first")]
+            )
+            yield Wired(store, proxy, conversation.id, message.id)
+
+
+Call = Callable[[Wired, AsyncUnitOfWork], Awaitable[Any]]
+
+SERVICE_FUNCTIONS: dict[str, Call] = {
+    "start_conversation": lambda w, uow: start_conversation(
+        uow, user_id="u", session_id=w.fresh(), drafts=turn(1)
+    ),
+    "get_or_start_conversation, new": lambda w, uow: get_or_start_conversation(
+        uow, user_id="u", session_id=w.fresh(), drafts=turn(1)
+    ),
+    "get_or_start_conversation, found": lambda _, uow: get_or_start_conversation(
+        uow, user_id="u", session_id="s", drafts=turn(1)
+    ),
+    "append_messages": lambda w, uow: append_messages(
+        uow, conversation_id=w.conversation, drafts=turn(1)
+    ),
+    "append_messages, new request": lambda w, uow: append_messages(
+        uow, conversation_id=w.conversation, drafts=turn(1), request_id=w.fresh()
+    ),
+    "append_messages, replay": lambda w, uow: append_messages(
+        uow, conversation_id=w.conversation, drafts=turn(1), request_id="r"
+    ),
+    "get_conversation": lambda w, uow: get_conversation(uow, conversation_id=w.conversation),
+    "find_conversation": lambda _, uow: find_conversation(uow, user_id="u", session_id="s"),
+    "list_conversations": lambda _, uow: list_conversations(uow, user_id="u"),
+    "list_conversations, of a status": lambda _, uow: list_conversations(
+        uow, user_id="u", status="active"
+    ),
+    "get_message": lambda w, uow: get_message(uow, message_id=w.message),
+    "latest_messages": lambda w, uow: latest_messages(uow, conversation_id=w.conversation),
+    "messages_after": lambda w, uow: messages_after(
+        uow, conversation_id=w.conversation, position=0
+    ),
+    "update_conversation": lambda w, uow: update_conversation(
+        uow, conversation_id=w.conversation, metadata={"a": 1}
+    ),
+    "close_conversation": lambda w, uow: close_conversation(
+        uow, conversation_id=w.conversation
+    ),
+    "reopen_conversation": lambda w, uow: reopen_conversation(
+        uow, conversation_id=w.conversation
+    ),
+    "archive_conversation": lambda w, uow: archive_conversation(
+        uow, conversation_id=w.conversation
+    ),
+    "delete_conversation": lambda w, uow: delete_conversation(
+        uow, conversation_id=w.conversation
+    ),
+    "erase_user": lambda _, uow: erase_user(uow, user_id="u"),
+}
+
+
+async def counted(wired: Wired, call: Callable[[], Awaitable[Any]]) -> WireCount:
+    with wired.proxy.count() as wire:
+        await call()
+    return wire
+
+
+@pytest.mark.parametrize("user_id", [None, "u"])
+@pytest.mark.parametrize("name", SERVICE_FUNCTIONS)
+async def test_a_service_function_is_one_statement_in_one_round_trip(
+    wired: Wired, name: str, user_id: str | None
+) -> None:
+    """Alone, scoped or not: 1 round trip, 1 statement, and no BEGIN or COMMIT."""
+    uow = wired.store.unit_of_work(user_id=user_id)
+    if name == "append_messages, replay":
+        await SERVICE_FUNCTIONS[name](wired, uow)
+    wire = await counted(wired, lambda: SERVICE_FUNCTIONS[name](wired, uow))
+    assert (wire.round_trips, wire.statements) == (1, 1), wire.texts
+
+
+async def test_a_prepared_statement_stays_one_round_trip(wired: Wired) -> None:
+    """After it was prepared, which costs one trip once, a call is 1 round trip without a Parse."""
+    uow = wired.store.unit_of_work()
+    for _ in range(8):
+        await SERVICE_FUNCTIONS["append_messages"](wired, uow)
+    wire = await counted(wired, lambda: SERVICE_FUNCTIONS["append_messages"](wired, uow))
+    assert (wire.round_trips, wire.statements) == (1, 1)
+    assert "P" not in wire.messages
+
+
+async def test_a_refusal_is_one_round_trip(wired: Wired) -> None:
+    """A refused write costs no more than one that was accepted, and nothing to clean up."""
+    uow = wired.store.unit_of_work()
+    await close_conversation(uow, conversation_id=wired.conversation)
+
+    async def refused() -> None:
+        with pytest.raises(ConversationNotAcceptingMessages):
+            await append_messages(uow, conversation_id=wired.conversation, drafts=turn(1))
+
+    wire = await counted(wired, refused)
+    assert (wire.round_trips, wire.statements) == (1, 1)
+
+
+@pytest.mark.parametrize("writes", [2, 3, 10])
+async def test_a_unit_of_several_writes_is_one_round_trip(wired: Wired, writes: int) -> None:
+    """n registered writes are n + 2 statements, BEGIN … COMMIT, in 1 round trip."""
+
+    async def unit() -> None:
+        async with wired.store.unit_of_work() as uow:
+            for number in range(writes):
+                uow.messages.append(wired.conversation, turn(number))
+
+    wire = await counted(wired, unit)
+    assert (wire.round_trips, wire.statements) == (1, writes + 2)
+    assert wire.texts[0].startswith("BEGIN")
+    assert wire.texts[-1] == "COMMIT"
+
+
+async def test_a_refused_unit_of_several_writes_rolls_back_with_one_more_trip(
+    wired: Wired,
+) -> None:
+    """The pipeline ends with the refusal; the connection is cleaned by a rollback."""
+
+    async def unit() -> None:
+        with pytest.raises(ConversationNotFound):
+            async with wired.store.unit_of_work() as uow:
+                uow.messages.append(wired.conversation, turn(1))
+                uow.messages.append(4_000_000_000, turn(1))
+
+    wire = await counted(wired, unit)
+    assert wire.round_trips == 2
+
+
+@pytest.mark.parametrize("functions", [1, 2, 5])
+async def test_service_functions_in_an_outer_block(wired: Wired, functions: int) -> None:
+    """k write service functions in one outer block are k + 2 round trips."""
+
+    async def unit() -> None:
+        async with wired.store.unit_of_work() as uow:
+            for number in range(functions):
+                await append_messages(
+                    uow, conversation_id=wired.conversation, drafts=turn(number)
+                )
+
+    wire = await counted(wired, unit)
+    assert wire.round_trips == functions + 2
+    assert sum(text.startswith("SAVEPOINT") for text in wire.texts) == functions
+    assert sum(text.startswith("RELEASE") for text in wire.texts) == functions
+
+
+async def test_reads_in_a_block_need_no_transaction(wired: Wired) -> None:
+    """Reads before any write are 1 round trip each, and leaving sends nothing."""
+
+    async def unit() -> None:
+        async with wired.store.unit_of_work() as uow:
+            await get_conversation(uow, conversation_id=wired.conversation)
+            await uow.messages.latest(wired.conversation)
+            async with uow:
+                await uow.messages.get(wired.message)
+
+    wire = await counted(wired, unit)
+    assert (wire.round_trips, wire.statements) == (3, 3)
+
+
+async def test_a_read_between_two_writes(wired: Wired) -> None:
+    """BEGIN, the first write, the read, the second write, COMMIT: one round trip each."""
+
+    async def unit() -> None:
+        async with wired.store.unit_of_work() as uow:
+            uow.messages.append(wired.conversation, turn(1))
+            await uow.messages.latest(wired.conversation)
+            uow.conversations.set_status(wired.conversation, Status.CLOSED)
+
+    wire = await counted(wired, unit)
+    assert (wire.round_trips, wire.statements) == (5, 5)
+
+
+async def test_a_block_that_did_nothing_sends_nothing(wired: Wired) -> None:
+    """Entering, nesting, leaving and rolling back are free while nothing was sent."""
+
+    async def unit() -> None:
+        async with wired.store.unit_of_work() as uow:
+            async with uow:
+                pass
+            async with uow:
+                uow.messages.append(wired.conversation, turn(1))
+                await uow.rollback()
+            await uow.rollback()
+
+    wire = await counted(wired, unit)
+    assert (wire.round_trips, wire.statements) == (0, 0)
+
+
+async def test_a_unit_in_a_hosts_transaction_is_one_round_trip(wired: Wired) -> None:
+    """SAVEPOINT, the writes and RELEASE travel together; the host's transaction stays open."""
+    connection = await psycopg.AsyncConnection.connect(wired.proxy.dsn)
+    async with connection, connection.transaction():
+
+        async def unit() -> None:
+            uow = wired.store.unit_of_work(connection=connection)
+            await append_messages(uow, conversation_id=wired.conversation, drafts=turn(1))
+
+        wire = await counted(wired, unit)
+    assert (wire.round_trips, wire.statements) == (1, 3)
+
+
+async def test_an_import_is_one_round_trip_a_batch(wired: Wired) -> None:
+    """1,200 conversations of 3 messages are 3 batches; ids are drawn besides."""
+    records: list[Any] = [
+        {
+            "user_id": "u",
+            "session_id": f"i-{number}",
+            "messages": [{"role": "user", "content": "x"}] * 3,
+        }
+        for number in range(1200)
+    ]
+    wire = await counted(
+        wired, lambda: import_conversations(wired.store.unit_of_work(), records=records)
+    )
+    batches = [text for text in wire.texts if "ai_messages" in text]
+    assert len(batches) == 3
+    draws = [text for text in wire.texts if "nextval" in text]
+    assert len(batches) + len(draws) == wire.statements == wire.round_trips
+    assert len(draws) <= 6
+
+
+async def test_an_export_is_one_round_trip_a_page(wired: Wired) -> None:
+    """120 conversations are 3 pages of 50, whatever their messages."""
+    for _ in range(119):
+        await start_conversation(
+            wired.store.unit_of_work(), user_id="u", session_id=wired.fresh(), drafts=turn(1)
+        )
+
+    async def export() -> None:
+        uow = wired.store.unit_of_work()
+        assert len([record async for record in export_conversations(uow)]) == 120
+
+    wire = await counted(wired, export)
+    assert (wire.round_trips, wire.statements) == (3, 3)
+
+
+async def test_ids_are_drawn_once_a_block(wired: Wired) -> None:
+    """Drawing ids is amortised: 1,000 a block, so 400 turns of two draw at most once."""
+
+    async def turns() -> None:
+        for number in range(400):
+            await append_messages(
+                wired.store.unit_of_work(),
+                conversation_id=wired.conversation,
+                drafts=turn(number),
+            )
+
+    wire = await counted(wired, turns)
+    assert sum("nextval" in text for text in wire.texts) <= 1
+
+
+async def test_values_do_not_multiply_prepared_statements(wired: Wired) -> None:
+    """One text is one prepared statement, whatever the size of its integers and what is NULL."""
+    uow = wired.store.unit_of_work()
+    for number in range(30):
+        position = (0, 5, 40_000, 3_000_000_000)[number % 4]
+        await messages_after(uow, conversation_id=wired.conversation, position=position)
+        await append_messages(
+            uow,
+            conversation_id=wired.conversation,
+            drafts=turn(1) * (number % 3 + 1),
+            expected_version=number + 1 if number % 2 else None,
+        )
+        await latest_messages(
+            wired.store.unit_of_work(user_id="u" if number % 2 else None),
+            conversation_id=wired.conversation,
+            before=None if number % 2 else 7,
+        )
+    async with uow:
+        connection = await uow.connection()
+        cursor = await connection.execute(
+            "SELECT count(*), count(DISTINCT statement) FROM pg_prepared_statements"
+        )
+        total, distinct = await cursor.fetchone()
+        await uow.rollback()
+    assert total == distinct >= 3
