@@ -143,6 +143,30 @@ class NewConversation:
     )
     drafts: tuple[MessageDraft, ...] = ()
 
+    def stored(
+        self,
+        *,
+        conversation_id: int,
+        start_time: datetime,
+        last_activity: datetime,
+        status: Status = Status.ACTIVE,
+    ) -> Conversation:
+        """Return the conversation that this becomes: at version 1, with its first messages."""
+        return Conversation(
+            id=conversation_id,
+            user_id=self.user_id,
+            session_id=self.session_id,
+            status=status,
+            start_time=start_time,
+            last_activity=last_activity,
+            message_count=len(self.drafts),
+            version=1,
+            rescue_id=self.rescue_id,
+            intent_type=self.intent_type,
+            source=self.source,
+            metadata=self.metadata,
+        )
+
 
 @frozen(kw_only=True)
 class ConversationChanges:

@@ -53,9 +53,7 @@ def check_json_object(value: object, field: str, error: type[InvalidInput]) -> J
     return copy
 
 
-def check_optional_json(
-    value: object, field: str, error: type[InvalidInput]
-) -> JsonObject | None:
+def check_optional_json(value: object, field: str, error: type[InvalidInput]) -> JsonObject | None:
     """Return None for None, else what `check_json_object` returns."""
     return None if value is None else check_json_object(value, field, error)
 

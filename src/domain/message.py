@@ -90,6 +90,22 @@ class MessageDraft:
     )
     """The host's own JSON object (model, tokens, tool call ids), at most 1 MB."""
 
+    def stored(
+        self, *, message_id: int, conversation_id: int, position: int, timestamp: datetime
+    ) -> Message:
+        """Return the message that the draft becomes."""
+        return Message(
+            id=message_id,
+            conversation_id=conversation_id,
+            position=position,
+            role=self.role,
+            content=self.content,
+            timestamp=timestamp,
+            intent_type=self.intent_type,
+            slots=self.slots,
+            metadata=self.metadata,
+        )
+
 
 @frozen(kw_only=True)
 class Message:

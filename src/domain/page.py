@@ -62,9 +62,7 @@ class ConversationCursor:
         A cursor is no secret and no permission: it only says where to go on.
         """
         try:
-            if not isinstance(text, str):
-                raise ValueError
-            raw = base64.b64decode(text.encode("ascii"), altchars=b"-_", validate=True)
+            raw = base64.b64decode(str(text).encode("ascii"), altchars=b"-_", validate=True)
             place, seal = raw[: _PLACE.size], raw[_PLACE.size :]
             microseconds, conversation_id = _PLACE.unpack(place)
             if seal != _seal(place, user_id, status):

@@ -17,10 +17,10 @@ from attrs import evolve, frozen
 from .conversation import Conversation, NewConversation, Status, to_status
 from .errors import InvalidInput, InvalidRecord
 from .json_object import JsonObject
-from .message import Message, MessageDraft
+from .message import Message, MessageDraft, content_bytes
 
-MAX_RECORD_BYTES: Final = 200_000_000
-"""Largest record, in bytes of content and JSON together."""
+MAX_RECORD_BYTES: Final = 100_000_000
+"""Largest content of all messages of a record together, in bytes of UTF-8."""
 
 
 class MessageRecord(TypedDict):
@@ -158,19 +158,20 @@ def _read_messages(
                 reason=error.reason,
                 offset=error.offset,
             ) from error
-        if values.get("position", index + 1) != index + 1:
+        position = values.get("position", index + 1)
+        if isinstance(position, bool) or position != index + 1:
             reason = f"must be {index + 1}: positions count 1, 2, 3 … in order"
             raise InvalidRecord(record=number, field=f"{place}.position", reason=reason)
         timestamp = _time(values.get("timestamp"), f"{place}.timestamp", number)
         if timestamp is not None:
             timestamps.append(timestamp)
         drafts.append(draft)
-        size += len(draft.content)
+        size += content_bytes(draft.content)
     if timestamps and len(timestamps) != len(drafts):
         reason = "all messages of a record must have a timestamp, or none"
         raise InvalidRecord(record=number, field="messages", reason=reason)
     if size > MAX_RECORD_BYTES:
-        reason = f"hold more than {MAX_RECORD_BYTES} characters of content together"
+        reason = f"hold more than {MAX_RECORD_BYTES} bytes of content together"
         raise InvalidRecord(record=number, field="messages", reason=reason)
     return drafts, timestamps
 

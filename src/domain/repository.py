@@ -231,9 +231,7 @@ class ConversationRepository(_Repository, ABC):
         return evolve(conversation, drafts=check_drafts(drafts, least=0))
 
     @abstractmethod
-    def _add(
-        self, new: NewConversation
-    ) -> Write[tuple[Conversation, list[Message]]]: ...
+    def _add(self, new: NewConversation) -> Write[tuple[Conversation, list[Message]]]: ...
 
     @abstractmethod
     def _get_or_add(self, new: NewConversation) -> Write[tuple[Conversation, bool]]: ...

@@ -55,7 +55,14 @@ async def start_conversation(
 
     Round trips: 1.
     """
-    new = _new_conversation(uow, user_id, session_id, rescue_id, intent_type, source, metadata)
+    new = NewConversation(
+        user_id=_owner(uow, user_id),
+        session_id=session_id,
+        rescue_id=rescue_id,
+        intent_type=intent_type,
+        source=source,
+        metadata=metadata,
+    )
     async with uow:
         started = uow.conversations.add(new, drafts)
     return await started
@@ -86,32 +93,25 @@ async def get_or_start_conversation(
 
     Round trips: 1.
     """
-    new = _new_conversation(uow, user_id, session_id, rescue_id, intent_type, source, metadata)
-    async with uow:
-        found = uow.conversations.get_or_add(new, drafts)
-    return await found
-
-
-def _new_conversation(
-    uow: AsyncUnitOfWork,
-    user_id: str | None,
-    session_id: str,
-    rescue_id: str | None,
-    intent_type: str | None,
-    source: str | None,
-    metadata: Mapping[str, Any] | None,
-) -> NewConversation:
-    owner = uow.user_id if user_id is None else user_id
-    if owner is None:
-        raise InvalidConversation(field="user_id", reason="is missing")
-    return NewConversation(
-        user_id=owner,
+    new = NewConversation(
+        user_id=_owner(uow, user_id),
         session_id=session_id,
         rescue_id=rescue_id,
         intent_type=intent_type,
         source=source,
         metadata=metadata,
     )
+    async with uow:
+        found = uow.conversations.get_or_add(new, drafts)
+    return await found
+
+
+def _owner(uow: AsyncUnitOfWork, user_id: str | None) -> str:
+    """Return the user that is named, or the one that the unit acts for."""
+    owner = uow.user_id if user_id is None else user_id
+    if owner is None:
+        raise InvalidConversation(field="user_id", reason="is missing")
+    return owner
 
 
 async def get_conversation(uow: AsyncUnitOfWork, *, conversation_id: int) -> Conversation:
@@ -198,9 +198,7 @@ async def update_conversation(
 
     Round trips: 1.
     """
-    changes = ConversationChanges(
-        rescue_id=rescue_id, intent_type=intent_type, metadata=metadata
-    )
+    changes = ConversationChanges(rescue_id=rescue_id, intent_type=intent_type, metadata=metadata)
     async with uow:
         updated = uow.conversations.update(
             conversation_id, changes, expected_version=expected_version

@@ -225,10 +225,9 @@ class AsyncUnitOfWork(ABC):
 
     async def _close(self, block: Block, parent: Block) -> None:
         """Leave an inner block that is live."""
-        if not block.wrote:
-            if not block.opened:
-                self._script.pop()  # its OpenBlock: nothing came after it
-                return
+        if not block.wrote and not block.opened:
+            self._script.pop()  # its OpenBlock: nothing came after it
+            return
         parent.wrote = True
         self._script.append(CloseBlock(block))
         await self._send(self._take_script())
@@ -308,7 +307,7 @@ class AsyncUnitOfWork(ABC):
 
     # What an adapter does -------------------------------------------------------------------------
 
-    def _prepare(self) -> None:
+    def _prepare(self) -> None:  # noqa: B027 - most adapters have nothing to check
         """Check that a new unit can begin; sends nothing."""
 
     def _may_send_again(self) -> bool:

@@ -200,9 +200,7 @@ async def test_a_cancelled_wait_leaves_the_others_in_order(
         for number, uow in enumerate(uows):
             tasks.append(
                 asyncio.create_task(
-                    append_messages(
-                        uow, conversation_id=conversation, drafts=[draft(str(number))]
-                    )
+                    append_messages(uow, conversation_id=conversation, drafts=[draft(str(number))])
                 )
             )
             assert await waits(tasks[-1])
@@ -244,13 +242,14 @@ async def test_a_deadlock_of_units_of_one_flush_is_sent_again(
     first, second = await start(shared_store, "a"), await start(shared_store, "b")
 
     async def both(one: int, other: int) -> None:
-        for _ in range(20):
-            async with shared_store.unit_of_work() as uow:
-                uow.messages.append(one, turn(1))
-                uow.messages.append(other, turn(1))
+        async with shared_store.unit_of_work() as uow:
+            for number in range(5):
+                uow.messages.append(one, turn(number))
+                uow.messages.append(other, turn(number))
 
-    await asyncio.gather(both(first, second), both(second, first))
-    assert await count(shared_store, first) == await count(shared_store, second) == 80
+    for _ in range(8):
+        await asyncio.gather(both(first, second), both(second, first))
+    assert await count(shared_store, first) == await count(shared_store, second) == 160
 
 
 # Verdicts after a wait --------------------------------------------------------------------------
@@ -412,9 +411,7 @@ async def test_an_append_that_waited_for_a_reopening(
     async def append(uow: AsyncUnitOfWork) -> None:
         uow.messages.append(conversation, turn(1))
 
-    end = await raced(
-        shared_store, reopening(conversation), append, keep=keep, interactive=False
-    )
+    end = await raced(shared_store, reopening(conversation), append, keep=keep, interactive=False)
     assert end is None if keep else isinstance(end, ConversationNotAcceptingMessages)
     assert await count(shared_store, conversation) == (2 if keep else 0)
 
@@ -475,9 +472,7 @@ async def test_a_start_waits_for_a_delete_of_the_same_session(
     async def starting(uow: AsyncUnitOfWork) -> Any:
         return (await start_conversation(uow, user_id="u", session_id="s"))[0]
 
-    end = await raced(
-        shared_store, removing(conversation), starting, keep=keep, interactive=False
-    )
+    end = await raced(shared_store, removing(conversation), starting, keep=keep, interactive=False)
     if keep:
         assert end.id != conversation
     else:
@@ -494,9 +489,7 @@ async def test_get_or_start_waits_for_a_start_of_the_same_session(
         return await get_or_start_conversation(uow, user_id="u", session_id="new")
 
     conversation, created = await raced(shared_store, act, act, keep=keep, interactive=False)
-    found = await find_conversation(
-        shared_store.unit_of_work(), user_id="u", session_id="new"
-    )
+    found = await find_conversation(shared_store.unit_of_work(), user_id="u", session_id="new")
     assert found == conversation
     assert created is not keep
 
@@ -606,9 +599,7 @@ async def test_appends_and_a_delete_leave_nothing_behind(
             )
             for n in range(8)
         ]
-        delete = delete_conversation(
-            shared_store.unit_of_work(), conversation_id=conversation
-        )
+        delete = delete_conversation(shared_store.unit_of_work(), conversation_id=conversation)
         ends = await asyncio.gather(*appends[:4], delete, *appends[4:], return_exceptions=True)
         for end in ends[:4] + ends[5:]:
             assert isinstance(end, (list, ConversationNotFound))

@@ -202,9 +202,7 @@ async def test_a_status_change_needs_the_conversation(store: Any, target: str) -
 async def test_a_status_change_checks_the_expected_version(store: Any) -> None:
     """With an expected_version that has passed, the change is ConcurrentUpdate."""
     conversation = await start(store)
-    await append_messages(
-        store.unit_of_work(), conversation_id=conversation.id, drafts=turn(1)
-    )
+    await append_messages(store.unit_of_work(), conversation_id=conversation.id, drafts=turn(1))
     with pytest.raises(ConcurrentUpdate) as caught:
         await close_conversation(
             store.unit_of_work(), conversation_id=conversation.id, expected_version=1
@@ -271,9 +269,7 @@ async def test_update_checks_the_expected_version(store: Any) -> None:
 async def test_update_needs_the_conversation(store: Any) -> None:
     """Updating an unknown conversation is ConversationNotFound."""
     with pytest.raises(ConversationNotFound):
-        await update_conversation(
-            store.unit_of_work(), conversation_id=MISSING, rescue_id="r"
-        )
+        await update_conversation(store.unit_of_work(), conversation_id=MISSING, rescue_id="r")
 
 
 async def test_update_needs_something_to_change(store: Any) -> None:
@@ -296,9 +292,7 @@ async def test_delete_removes_the_conversation_and_its_messages(store: Any) -> N
     with pytest.raises(MessageNotFound):
         await get_message(store.unit_of_work(), message_id=message.id)
     with pytest.raises(ConversationNotFound):
-        await append_messages(
-            store.unit_of_work(), conversation_id=conversation.id, drafts=turn(2)
-        )
+        await append_messages(store.unit_of_work(), conversation_id=conversation.id, drafts=turn(2))
 
 
 async def test_delete_is_idempotent(store: Any) -> None:
@@ -353,9 +347,7 @@ async def test_a_list_is_read_page_by_page(store: Any) -> None:
     after = None
     pages = 0
     while pages == 0 or after is not None:
-        page = await list_conversations(
-            store.unit_of_work(), user_id="u-1", limit=3, after=after
-        )
+        page = await list_conversations(store.unit_of_work(), user_id="u-1", limit=3, after=after)
         seen += [conversation.id for conversation in page.conversations]
         after = page.next_cursor
         pages += 1
@@ -376,9 +368,7 @@ async def test_a_list_can_be_of_one_status(store: Any) -> None:
     ids = [(await start(store, f"s-{n}")).id for n in range(6)]
     for conversation_id in ids[::2]:
         await close_conversation(store.unit_of_work(), conversation_id=conversation_id)
-    first = await list_conversations(
-        store.unit_of_work(), user_id="u-1", status="closed", limit=2
-    )
+    first = await list_conversations(store.unit_of_work(), user_id="u-1", status="closed", limit=2)
     rest = await list_conversations(
         store.unit_of_work(), user_id="u-1", status="closed", limit=2, after=first.next_cursor
     )

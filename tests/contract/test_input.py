@@ -119,9 +119,7 @@ async def test_expected_versions(store: Any, value: Any) -> None:
             uow, conversation_id=1, drafts=[draft("x")], expected_version=value
         ),
         lambda: close_conversation(uow, conversation_id=1, expected_version=value),
-        lambda: update_conversation(
-            uow, conversation_id=1, rescue_id="r", expected_version=value
-        ),
+        lambda: update_conversation(uow, conversation_id=1, rescue_id="r", expected_version=value),
     ):
         with pytest.raises(InvalidConversation) as caught:
             await call()
@@ -182,9 +180,7 @@ async def test_json_objects(store: Any, value: Any) -> None:
             draft("x", **{field: value})
         assert message.value.field.startswith(field)
     with pytest.raises(InvalidConversation) as conversation:
-        await start_conversation(
-            store.unit_of_work(), user_id="u", session_id="s", metadata=value
-        )
+        await start_conversation(store.unit_of_work(), user_id="u", session_id="s", metadata=value)
     assert conversation.value.field.startswith("metadata")
 
 
@@ -290,9 +286,7 @@ async def test_the_longest_content(store: Any) -> None:
     assert caught.value.field == "content"
 
 
-async def test_515_hostile_strings_come_back_equal(
-    store: Any, naughty_strings: list[str]
-) -> None:
+async def test_515_hostile_strings_come_back_equal(store: Any, naughty_strings: list[str]) -> None:
     """Every hostile string goes through every text field and comes back equal."""
     uow = store.unit_of_work()
     assert len(naughty_strings) == 515

@@ -242,9 +242,7 @@ async def test_another_request_is_another_turn(store: Any) -> None:
 async def test_a_request_belongs_to_its_conversation(store: Any) -> None:
     """Two conversations may use the same request_id."""
     first = await start(store)
-    second, _ = await start_conversation(
-        store.unit_of_work(), user_id="u", session_id="s-2"
-    )
+    second, _ = await start_conversation(store.unit_of_work(), user_id="u", session_id="s-2")
     await append(store, first, [draft("a")], request_id="r")
     await append(store, second.id, [draft("b")], request_id="r")
     assert await contents(store, second.id) == ["b"]
@@ -293,9 +291,7 @@ def positions(messages: Any) -> list[int]:
 async def test_latest_gives_the_newest_oldest_first(store: Any) -> None:
     """The page is the end of the conversation, in reading order."""
     conversation = await filled(store)
-    messages = await latest_messages(
-        store.unit_of_work(), conversation_id=conversation, limit=3
-    )
+    messages = await latest_messages(store.unit_of_work(), conversation_id=conversation, limit=3)
     assert positions(messages) == [8, 9, 10]
 
 
@@ -318,9 +314,7 @@ async def test_latest_goes_back_page_by_page(store: Any) -> None:
 async def test_nothing_is_before_the_first_message(store: Any, before: int) -> None:
     """Before position 1 there is an empty page."""
     conversation = await filled(store, 2)
-    page = await latest_messages(
-        store.unit_of_work(), conversation_id=conversation, before=before
-    )
+    page = await latest_messages(store.unit_of_work(), conversation_id=conversation, before=before)
     assert page == []
 
 

@@ -159,9 +159,7 @@ async def test_naming_another_user_is_misuse(store: Any, theirs: Any) -> None:
     assert await as_it_was(store, theirs)
 
 
-async def test_the_same_session_id_of_another_user_is_no_duplicate(
-    store: Any, theirs: Any
-) -> None:
+async def test_the_same_session_id_of_another_user_is_no_duplicate(store: Any, theirs: Any) -> None:
     """Whether others use a session_id cannot be found out."""
     uow = store.unit_of_work(user_id="me")
     conversation, _ = await start_conversation(uow, session_id="s", drafts=[draft("mine")])

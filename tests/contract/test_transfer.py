@@ -266,9 +266,7 @@ async def test_on_duplicate_is_error_or_skip(store: Any) -> None:
     assert caught.value.field == "on_duplicate"
 
 
-async def test_2000_dialogues_go_in_and_come_out_equal(
-    store: Any, dialogues: list[Any]
-) -> None:
+async def test_2000_dialogues_go_in_and_come_out_equal(store: Any, dialogues: list[Any]) -> None:
     """All 41,970 messages come back word for word; a second import stores nothing."""
     receipt = await load(store, *dialogues)
     assert (receipt.conversations, receipt.messages) == (2000, 41_970)
@@ -309,9 +307,7 @@ async def test_a_busy_users_list_is_complete(store: Any, dialogues: list[Any]) -
     assert len(seen) == 99
 
 
-async def test_a_turn_can_follow_each_imported_dialogue(
-    store: Any, dialogues: list[Any]
-) -> None:
+async def test_a_turn_can_follow_each_imported_dialogue(store: Any, dialogues: list[Any]) -> None:
     """Real dialogues replayed turn by turn equal the imported ones."""
     uow = store.unit_of_work()
     for dialogue in dialogues[:20]:
@@ -319,11 +315,8 @@ async def test_a_turn_can_follow_each_imported_dialogue(
             uow, user_id=dialogue["user_id"], session_id=dialogue["session_id"]
         )
         for message in dialogue["messages"]:
-            await append_messages(
-                uow, conversation_id=conversation.id, drafts=[draft(**message)]
-            )
+            await append_messages(uow, conversation_id=conversation.id, drafts=[draft(**message)])
         stored = await latest_messages(uow, conversation_id=conversation.id, limit=1000)
         assert [(m.role, m.content, m.intent_type, m.slots) for m in stored] == [
-            (m["role"], m["content"], m["intent_type"], m["slots"])
-            for m in dialogue["messages"]
+            (m["role"], m["content"], m["intent_type"], m["slots"]) for m in dialogue["messages"]
         ]

@@ -144,9 +144,7 @@ async def test_a_block_that_is_not_live_takes_nothing_more(
     assert await count(store, conversation) == 2
 
 
-async def test_leaving_a_failed_block_raises_its_error_again(
-    store: Any, conversation: int
-) -> None:
+async def test_leaving_a_failed_block_raises_its_error_again(store: Any, conversation: int) -> None:
     """Rule 1: an error that was swallowed inside comes back at the end, and nothing is stored."""
     uow = store.unit_of_work()
     with pytest.raises(ConversationNotFound) as caught:
@@ -286,9 +284,7 @@ async def test_an_error_surfaces_at_the_flush_point(
     assert await count(store, conversation) == 2
 
 
-async def test_a_pending_of_a_discarded_block_has_no_result(
-    store: Any, conversation: int
-) -> None:
+async def test_a_pending_of_a_discarded_block_has_no_result(store: Any, conversation: int) -> None:
     """Rule 3: a Pending raises once its block, or one around it, was discarded."""
     async with store.unit_of_work() as uow:
         async with uow:
@@ -395,9 +391,7 @@ async def test_an_error_of_an_outer_write_fails_the_outer_block(
     assert await count(store, conversation) == 2
 
 
-async def test_an_inner_error_after_outer_writes_keeps_those(
-    store: Any, conversation: int
-) -> None:
+async def test_an_inner_error_after_outer_writes_keeps_those(store: Any, conversation: int) -> None:
     """Rule 4: outer writes that are sent with an inner block survive that block's failure."""
     async with store.unit_of_work() as uow:
         outer = uow.messages.append(conversation, [draft("outer")])
@@ -652,9 +646,7 @@ async def test_a_replay_inside_a_unit_lets_the_rest_be_stored(
 ) -> None:
     """Rule 11: request_id makes one append idempotent, not the unit around it."""
     uow = store.unit_of_work()
-    first = await append_messages(
-        uow, conversation_id=conversation, drafts=turn(1), request_id="r"
-    )
+    first = await append_messages(uow, conversation_id=conversation, drafts=turn(1), request_id="r")
     async with uow:
         replayed = uow.messages.append(conversation, turn(1), request_id="r")
         added = uow.messages.append(conversation, turn(2))

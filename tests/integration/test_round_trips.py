@@ -57,9 +57,7 @@ class Wired:
 async def wired(dsn: str, migrated: set[str]) -> AsyncIterator[Wired]:
     """Give a store behind the proxy: one connection, its first block of ids drawn."""
     async with WireProxy(dsn) as proxy:
-        opened = open_store(
-            dsn, "operational", migrated, through=proxy.dsn, min_size=1, max_size=1
-        )
+        opened = open_store(dsn, "operational", migrated, through=proxy.dsn, min_size=1, max_size=1)
         async with opened as store:
             conversation, [message] = await start_conversation(
                 store.unit_of_work(), user_id="u", session_id="s", drafts=[draft("first")]
@@ -102,18 +100,12 @@ SERVICE_FUNCTIONS: dict[str, Call] = {
     "update_conversation": lambda w, uow: update_conversation(
         uow, conversation_id=w.conversation, metadata={"a": 1}
     ),
-    "close_conversation": lambda w, uow: close_conversation(
-        uow, conversation_id=w.conversation
-    ),
-    "reopen_conversation": lambda w, uow: reopen_conversation(
-        uow, conversation_id=w.conversation
-    ),
+    "close_conversation": lambda w, uow: close_conversation(uow, conversation_id=w.conversation),
+    "reopen_conversation": lambda w, uow: reopen_conversation(uow, conversation_id=w.conversation),
     "archive_conversation": lambda w, uow: archive_conversation(
         uow, conversation_id=w.conversation
     ),
-    "delete_conversation": lambda w, uow: delete_conversation(
-        uow, conversation_id=w.conversation
-    ),
+    "delete_conversation": lambda w, uow: delete_conversation(uow, conversation_id=w.conversation),
     "erase_user": lambda _, uow: erase_user(uow, user_id="u"),
 }
 
@@ -197,9 +189,7 @@ async def test_service_functions_in_an_outer_block(wired: Wired, functions: int)
     async def unit() -> None:
         async with wired.store.unit_of_work() as uow:
             for number in range(functions):
-                await append_messages(
-                    uow, conversation_id=wired.conversation, drafts=turn(number)
-                )
+                await append_messages(uow, conversation_id=wired.conversation, drafts=turn(number))
 
     wire = await counted(wired, unit)
     assert wire.round_trips == functions + 2

@@ -7,14 +7,14 @@ through the unit's layers at what is committed at that moment, and never wait.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from datetime import UTC, datetime
 
 from attrs import define, evolve, field
 
 from ...domain.conversation import Conversation
 from ...domain.json_object import copy_json
-from ...domain.message import Message
+from ...domain.message import Message, MessageDraft
 from .locks import Holder, Locks
 
 Session = tuple[str, str]
@@ -45,11 +45,27 @@ class Stored:
         end = count if stop is None else min(stop, count)
         return [show(message) for message in self.messages[max(start, 0) : end]]
 
-    def with_messages(self, conversation: Conversation, messages: list[Message]) -> Stored:
+    def with_messages(
+        self,
+        conversation: Conversation,
+        drafts: Sequence[MessageDraft],
+        ids: Sequence[int],
+        times: Sequence[datetime],
+    ) -> Stored:
         """Return the next version, with messages behind those of this one."""
         count = self.conversation.message_count
         del self.messages[count:]  # what a unit appended that was rolled back
-        self.messages.extend(messages)
+        self.messages.extend(
+            draft.stored(
+                message_id=message_id,
+                conversation_id=conversation.id,
+                position=position,
+                timestamp=time,
+            )
+            for position, (draft, message_id, time) in enumerate(
+                zip(drafts, ids, times, strict=True), count + 1
+            )
+        )
         return Stored(conversation, self.messages, self.requests)
 
     def request(self, request_id: str) -> tuple[bytes, int] | None:
@@ -207,6 +223,10 @@ class View:
     def put(self, stored: Stored) -> None:
         """Change a conversation, or add one; its lock is held."""
         conversation = stored.conversation
+        before = self.find(conversation.id)
+        known = 0 if before is None else before.conversation.message_count
+        for message in stored.messages[known:]:
+            self.database.message_places[message.id] = (conversation.id, message.position)
         self.layers[-1].conversations[conversation.id] = stored
         self.layers[-1].sessions[(conversation.user_id, conversation.session_id)] = conversation.id
 

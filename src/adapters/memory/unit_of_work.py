@@ -16,8 +16,9 @@ from ...service_layer.script import (
 )
 from ...service_layer.unit_of_work import AsyncUnitOfWork, Outcome
 from .change import Change
+from .conversations import InMemoryConversationRepository
 from .database import Database, Layer, View
-from .repositories import InMemoryConversationRepository, InMemoryMessageRepository
+from .messages import InMemoryMessageRepository
 
 
 class InMemoryUnitOfWork(AsyncUnitOfWork):

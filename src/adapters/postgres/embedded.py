@@ -295,7 +295,7 @@ class _Guardian:
             self.run_to_its_end(str(binaries / "initdb"), "-D", str(data), *options, *careless)
         return str(data)
 
-    def spawn(self, *command: str, **streams: Any) -> Popen[Any]:  # noqa: ANN401
+    def spawn(self, *command: str, **streams: Any) -> Popen[Any]:
         env = os.environ | {"LC_ALL": "C"}  # the messages in English, whatever the machine speaks
         return Popen(command, cwd=self.folder, env=env, **streams, **self.identity)
 

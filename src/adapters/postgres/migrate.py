@@ -150,9 +150,7 @@ async def _rows(connection: Connection, text: str) -> list[Row]:
 
 
 def _filled(migration: Migration, schema: str, id_block: int) -> str:
-    return migration.text.replace("{id_block}", str(id_block)).replace(
-        "{schema}", _quoted(schema)
-    )
+    return migration.text.replace("{id_block}", str(id_block)).replace("{schema}", _quoted(schema))
 
 
 def _record(migration: Migration, schema: str) -> str:

@@ -243,9 +243,7 @@ HAVING CASE WHEN %(skip)s::boolean OR NOT EXISTS (SELECT FROM missing) THEN true
         json_build_object('user_id', user_id, 'session_id', session_id)) FROM missing) END
 """
 
-GET: Final[LiteralString] = (
-    f"SELECT {_CONVERSATION} FROM {{conversations}} WHERE {_IS_ADDRESSED}"
-)
+GET: Final[LiteralString] = f"SELECT {_CONVERSATION} FROM {{conversations}} WHERE {_IS_ADDRESSED}"
 
 FIND: Final[LiteralString] = f"""
 SELECT {_CONVERSATION} FROM {{conversations}}

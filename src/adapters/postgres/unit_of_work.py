@@ -36,9 +36,10 @@ from ...service_layer.script import (
 )
 from ...service_layer.unit_of_work import MAX_SENDS, AsyncUnitOfWork, Outcome
 from .connections import Connection, Connections, LentConnection
+from .conversations import PsycopgConversationRepository
 from .errors import is_contested, translate
 from .ids import IdSource
-from .repositories import PsycopgConversationRepository, PsycopgMessageRepository
+from .messages import PsycopgMessageRepository
 from .rows import Row
 from .sql import Texts
 from .statement import (
@@ -173,21 +174,18 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
             cursors: list[Cursor] = []
             try:
                 await execute_together(connection, cursors, [command for _, command in script])
-                await _take_results(script, cursors)
-                return
             except CommandFailedError as failure:
                 step, _ = script[failure.index]
                 await _take_results(script[: failure.index], cursors)
-                if (
-                    not is_contested(failure.error)
-                    or sends == MAX_SENDS
-                    or not _has_trial(step)
-                ):
+                if not is_contested(failure.error) or sends == MAX_SENDS or not _has_trial(step):
                     raise StepFailedError(step.block, _caused(failure.error)) from failure.error
                 # Before the contested write all went well: go on from it, with a new snapshot.
                 await undo_to(connection, _TRIAL, keep=True)
                 script = script[failure.index :]
                 sends += 1
+            else:
+                await _take_results(script, cursors)
+                return
 
     def _commands(self, step: Step) -> list[Command]:
         block = step.block
@@ -246,9 +244,7 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
                 await connection.close()
         finally:
             outcome = self._outcome
-            await self._end(
-                outcome if outcome is Outcome.UNKNOWN else Outcome.ROLLED_BACK
-            )
+            await self._end(outcome if outcome is Outcome.UNKNOWN else Outcome.ROLLED_BACK)
 
     # The transaction ------------------------------------------------------------------------------
 
@@ -323,9 +319,7 @@ async def _fetch(connection: Connection, text: bytes, parameters: Parameters) ->
 
 async def draw_block(connection: Connection, texts: Texts) -> range:
     """Draw a block of ids from the sequence: 1 round trip."""
-    [(first, increment)] = await _fetch(
-        connection, texts.next_ids, {"sequence": texts.sequence}
-    )
+    [(first, increment)] = await _fetch(connection, texts.next_ids, {"sequence": texts.sequence})
     return range(first, first + increment)
 
 

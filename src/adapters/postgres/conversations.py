@@ -1,20 +1,13 @@
-"""The repositories on PostgreSQL: what each method sends, and what it makes of the answer.
-
-Parameters are texts and 64-bit integers only, whatever their value: psycopg picks a type by value
-for plain integers, and each mix of types would be another prepared statement. Lists travel as one
-JSON text: psycopg's own dumping of lists is the largest single cost of a call.
-"""
+"""The conversations on PostgreSQL: what each method sends, and what it makes of the answer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Sequence
+from typing import Final
 
 from psycopg.types.numeric import Int8
 
 from ...domain.conversation import (
-    ACCEPTING_MESSAGES,
     MAX_ID,
     TRANSITIONS,
     UNCHANGED,
@@ -23,82 +16,27 @@ from ...domain.conversation import (
     NewConversation,
     Status,
 )
-from ...domain.errors import ConversationNotFound, MessageNotFound
-from ...domain.json_object import JsonObject, dump_json
-from ...domain.message import Message, MessageDraft, Turn
+from ...domain.errors import ConversationNotFound
+from ...domain.json_object import dump_json
+from ...domain.message import Message
 from ...domain.page import ConversationCursor
 from ...domain.record import ImportedConversation, ImportReceipt
-from ...domain.repository import (
-    ConversationRepository,
-    ErasureReceipt,
-    MessageRepository,
-    OnDuplicate,
-    Unit,
+from ...domain.repository import ConversationRepository, ErasureReceipt, OnDuplicate
+from .parameters import (
+    ReadingUnit,
+    drafts_text,
+    flag_text,
+    id_array,
+    integer_text,
+    json_text,
+    status_array,
+    time_text,
 )
 from .rows import CONVERSATION_COLUMNS, Row, to_conversation, to_message, utc
 from .sql import Texts
 from .statement import Parameters, Statement
 
-
-class ReadingUnit(Unit, Protocol):
-    """A unit of work that reads rows."""
-
-    async def fetch(self, text: bytes, parameters: Parameters) -> list[Row]:
-        """Read the rows of a statement."""
-        ...
-
-
-def _array(statuses: Iterable[Status]) -> str:
-    return "{" + ",".join(sorted(statuses)) + "}"
-
-
-_ACCEPTING: Final = _array(ACCEPTING_MESSAGES)
-_SOURCES: Final = {target: _array(sources) for target, sources in TRANSITIONS.items()}
-
-
-def _json(value: JsonObject | None) -> str | None:
-    return None if value is None else dump_json(value)
-
-
-def _integer(value: int | None) -> str | None:
-    """Return an optional integer as text, so that NULL is of no other type than a number."""
-    return None if value is None else str(value)
-
-
-def _ids(ids: Sequence[int]) -> str:
-    return "{" + ",".join(map(str, ids)) + "}"
-
-
-def _drafts(drafts: Sequence[MessageDraft]) -> str:
-    return dump_json(
-        [
-            {
-                "role": draft.role,
-                "content": draft.content,
-                "intent_type": draft.intent_type,
-                "slots": draft.slots,
-                "metadata": draft.metadata,
-            }
-            for draft in drafts
-        ]
-    )
-
-
-def _message(
-    draft: MessageDraft, conversation_id: int, message_id: int, position: int, time: datetime
-) -> Message:
-    """Return the message that a draft became; it needs no reading back."""
-    return Message(
-        id=message_id,
-        conversation_id=conversation_id,
-        position=position,
-        role=draft.role,
-        content=draft.content,
-        timestamp=time,
-        intent_type=draft.intent_type,
-        slots=draft.slots,
-        metadata=draft.metadata,
-    )
+_SOURCES: Final = {target: status_array(sources) for target, sources in TRANSITIONS.items()}
 
 
 class PsycopgConversationRepository(ConversationRepository):
@@ -111,26 +49,16 @@ class PsycopgConversationRepository(ConversationRepository):
         self._texts = texts
 
     def _add(self, new: NewConversation) -> Statement[tuple[Conversation, list[Message]]]:
-        def read(
-            ids: Sequence[int], rows: list[Row]
-        ) -> tuple[Conversation, list[Message]]:
+        def read(ids: Sequence[int], rows: list[Row]) -> tuple[Conversation, list[Message]]:
             time = utc(rows[0][0])
-            conversation = Conversation(
-                id=ids[0],
-                user_id=new.user_id,
-                session_id=new.session_id,
-                status=Status.ACTIVE,
-                start_time=time,
-                last_activity=time,
-                message_count=len(new.drafts),
-                version=1,
-                rescue_id=new.rescue_id,
-                intent_type=new.intent_type,
-                source=new.source,
-                metadata=new.metadata,
-            )
+            conversation = new.stored(conversation_id=ids[0], start_time=time, last_activity=time)
             messages = [
-                _message(draft, ids[0], ids[position], position, time)
+                draft.stored(
+                    message_id=ids[position],
+                    conversation_id=ids[0],
+                    position=position,
+                    timestamp=time,
+                )
                 for position, draft in enumerate(new.drafts, 1)
             ]
             return conversation, messages
@@ -193,12 +121,12 @@ class PsycopgConversationRepository(ConversationRepository):
             changes.metadata,
         )
         parameters |= {
-            "set_rescue_id": _flag(rescue_id is not UNCHANGED),
+            "set_rescue_id": flag_text(value=rescue_id is not UNCHANGED),
             "rescue_id": None if rescue_id is UNCHANGED else rescue_id,
-            "set_intent_type": _flag(intent_type is not UNCHANGED),
+            "set_intent_type": flag_text(value=intent_type is not UNCHANGED),
             "intent_type": None if intent_type is UNCHANGED else intent_type,
-            "set_metadata": _flag(metadata is not UNCHANGED),
-            "metadata": None if metadata is UNCHANGED else _json(metadata),
+            "set_metadata": flag_text(value=metadata is not UNCHANGED),
+            "metadata": None if metadata is UNCHANGED else json_text(metadata),
         }
         return self._changing(conversation_id, self._texts.update, parameters)
 
@@ -252,7 +180,7 @@ class PsycopgConversationRepository(ConversationRepository):
                         for index in range(len(imported.conversation.drafts))
                     ]
                 ),
-                "skip": _flag(on_duplicate == "skip"),
+                "skip": flag_text(value=on_duplicate == "skip"),
             }
 
         return Statement(
@@ -291,7 +219,7 @@ class PsycopgConversationRepository(ConversationRepository):
         return {
             "conversation_id": Int8(conversation_id),
             "user_id": self._unit.user_id,
-            "expected_version": _integer(expected_version),
+            "expected_version": integer_text(expected_version),
         }
 
     def _changing(
@@ -305,90 +233,6 @@ class PsycopgConversationRepository(ConversationRepository):
         )
 
 
-class PsycopgMessageRepository(MessageRepository):
-    """The messages on PostgreSQL."""
-
-    _unit: ReadingUnit
-
-    def __init__(self, unit: ReadingUnit, texts: Texts) -> None:
-        super().__init__(unit)
-        self._texts = texts
-
-    def _append(self, turn: Turn) -> Statement[list[Message]]:
-        parameters: dict[str, object] = {
-            "conversation_id": Int8(turn.conversation_id),
-            "user_id": self._unit.user_id,
-            "expected_version": _integer(turn.expected_version),
-            "accepting": _ACCEPTING,
-            "count": Int8(len(turn.drafts)),
-            "drafts": _drafts(turn.drafts),
-        }
-
-        def bind(ids: Sequence[int]) -> Parameters:
-            return parameters | {"ids": _ids(ids)}
-
-        def read(ids: Sequence[int], rows: list[Row]) -> list[Message]:
-            base, time = rows[0][0], utc(rows[0][1])
-            return [
-                _message(draft, turn.conversation_id, message_id, base + ordinal, time)
-                for ordinal, (draft, message_id) in enumerate(
-                    zip(turn.drafts, ids, strict=True), 1
-                )
-            ]
-
-        def read_request(_: Sequence[int], rows: list[Row]) -> list[Message]:
-            return [
-                _message(draft, turn.conversation_id, message_id, position, utc(time))
-                for draft, (position, message_id, time) in zip(turn.drafts, rows, strict=True)
-            ]
-
-        if turn.request_id is not None:
-            parameters |= {"request_id": turn.request_id, "digest": f"\\x{turn.digest.hex()}"}
-        return Statement(
-            self._texts.append if turn.request_id is None else self._texts.append_request,
-            bind,
-            read if turn.request_id is None else read_request,
-            ids_needed=len(turn.drafts),
-            conversation_id=turn.conversation_id,
-            request_id=turn.request_id,
-        )
-
-    async def _get(self, message_id: int) -> Message:
-        parameters = {"message_id": Int8(message_id), "user_id": self._unit.user_id}
-        rows = await self._unit.fetch(self._texts.get_message, parameters)
-        if not rows:
-            raise MessageNotFound(message_id=message_id)
-        return to_message(rows[0])
-
-    async def _latest(
-        self, conversation_id: int, limit: int, before: int | None
-    ) -> list[Message]:
-        bounds = {"before": Int8(MAX_ID if before is None else before), "limit": Int8(limit)}
-        return await self._page(self._texts.latest, conversation_id, bounds)
-
-    async def _after(self, conversation_id: int, position: int, limit: int) -> list[Message]:
-        bounds = {"position": Int8(position), "limit": Int8(limit)}
-        return await self._page(self._texts.after, conversation_id, bounds)
-
-    async def _page(
-        self, text: bytes, conversation_id: int, bounds: dict[str, Any]
-    ) -> list[Message]:
-        parameters = bounds | {
-            "conversation_id": Int8(conversation_id),
-            "user_id": self._unit.user_id,
-        }
-        rows = await self._unit.fetch(text, parameters)
-        if not rows:
-            raise ConversationNotFound(conversation_id=conversation_id)
-        if rows[0][0] is None:
-            return []
-        return [to_message(row) for row in rows]
-
-
-def _flag(value: bool) -> str:
-    return "true" if value else "false"
-
-
 def _starting(new: NewConversation) -> Callable[[Sequence[int]], Parameters]:
     parameters: dict[str, object] = {
         "owner": new.user_id,
@@ -398,14 +242,10 @@ def _starting(new: NewConversation) -> Callable[[Sequence[int]], Parameters]:
         "rescue_id": new.rescue_id,
         "intent_type": new.intent_type,
         "source": new.source,
-        "metadata": _json(new.metadata),
-        "drafts": _drafts(new.drafts),
+        "metadata": json_text(new.metadata),
+        "drafts": drafts_text(new.drafts),
     }
-    return lambda ids: parameters | {"id": Int8(ids[0]), "ids": _ids(ids[1:])}
-
-
-def _time(moment: datetime | None) -> str | None:
-    return None if moment is None else moment.isoformat()
+    return lambda ids: parameters | {"id": Int8(ids[0]), "ids": id_array(ids[1:])}
 
 
 def _imported_conversation(
@@ -418,8 +258,8 @@ def _imported_conversation(
         "user_id": new.user_id,
         "session_id": new.session_id,
         "status": imported.status,
-        "start_time": _time(imported.start_time or first),
-        "last_activity": _time(imported.last_activity or last),
+        "start_time": time_text(imported.start_time or first),
+        "last_activity": time_text(imported.last_activity or last),
         "message_count": len(new.drafts),
         "rescue_id": new.rescue_id,
         "intent_type": new.intent_type,
@@ -438,7 +278,7 @@ def _imported_message(
         "id": message_id,
         "role": draft.role,
         "content": draft.content,
-        "timestamp": _time(imported.timestamps[index]) if imported.timestamps else None,
+        "timestamp": time_text(imported.timestamps[index]) if imported.timestamps else None,
         "intent_type": draft.intent_type,
         "slots": draft.slots,
         "metadata": draft.metadata,

@@ -1,0 +1,242 @@
+"""The conversations in memory: the same rules in the same order as the SQL applies them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+from attrs import evolve
+
+from ...domain.conversation import (
+    TRANSITIONS,
+    UNCHANGED,
+    Conversation,
+    ConversationChanges,
+    NewConversation,
+    Status,
+)
+from ...domain.errors import ConversationNotFound, DuplicateSession, InvalidTransition
+from ...domain.message import Message, MessageDraft
+from ...domain.page import ConversationCursor
+from ...domain.record import ImportedConversation, ImportReceipt
+from ...domain.repository import ConversationRepository, ErasureReceipt, OnDuplicate, Unit
+from .change import Change
+from .database import Session, Stored, View
+from .verdicts import NO_CHANGE, Verdict, is_seen, lock_and_judge, stale
+
+
+class InMemoryConversationRepository(ConversationRepository):
+    """The conversations in memory."""
+
+    def __init__(self, unit: Unit, view: View) -> None:
+        super().__init__(unit)
+        self._view = view
+
+    def _add(self, new: NewConversation) -> Change[tuple[Conversation, list[Message]]]:
+        async def apply(ids: Sequence[int]) -> tuple[Conversation, list[Message]]:
+            session = (new.user_id, new.session_id)
+            if await self._view.lock_session(session) is not None:
+                raise DuplicateSession(user_id=new.user_id, session_id=new.session_id)
+            stored = await self._store_new(new, ids)
+            return stored.shown(), stored.shown_messages()
+
+        return Change(apply, ids_needed=1 + len(new.drafts))
+
+    def _get_or_add(self, new: NewConversation) -> Change[tuple[Conversation, bool]]:
+        async def apply(ids: Sequence[int]) -> tuple[Conversation, bool]:
+            session = (new.user_id, new.session_id)
+            found = self._view.find_session(session)
+            if found is None:
+                found = await self._view.lock_session(session)
+                if found is None:
+                    return (await self._store_new(new, ids)).shown(), True
+                found = await self._view.lock(found.conversation.id) or found
+            return found.shown(), False
+
+        return Change(apply, ids_needed=1 + len(new.drafts))
+
+    async def _store_new(self, new: NewConversation, ids: Sequence[int]) -> Stored:
+        now = self._view.database.clock()
+        conversation = new.stored(conversation_id=ids[0], start_time=now, last_activity=now)
+        return await self._put_new(conversation, new.drafts, ids[1:], [now] * len(new.drafts))
+
+    async def _put_new(
+        self,
+        conversation: Conversation,
+        drafts: Sequence[MessageDraft],
+        ids: Sequence[int],
+        times: Sequence[datetime],
+    ) -> Stored:
+        await self._view.lock(conversation.id)
+        empty = evolve(conversation, message_count=0)
+        stored = Stored(empty, [], {}).with_messages(conversation, drafts, ids, times)
+        self._view.put(stored)
+        return stored
+
+    async def _get(self, conversation_id: int) -> Conversation:
+        stored = self._view.find(conversation_id)
+        if stored is None or not is_seen(self._unit.user_id, stored.conversation):
+            raise ConversationNotFound(conversation_id=conversation_id)
+        return stored.shown()
+
+    async def _find(self, user_id: str, session_id: str) -> Conversation | None:
+        stored = self._view.find_session((user_id, session_id))
+        return None if stored is None else stored.shown()
+
+    async def _list_page(
+        self, user_id: str, status: Status | None, limit: int, after: ConversationCursor | None
+    ) -> list[Conversation]:
+        def place(stored: Stored) -> tuple[datetime, int]:
+            return stored.conversation.last_activity, stored.conversation.id
+
+        listed = sorted(
+            (
+                stored
+                for stored in self._view.all_of(user_id)
+                if status in (None, stored.conversation.status)
+                and (after is None or place(stored) < (after.last_activity, after.conversation_id))
+            ),
+            key=place,
+            reverse=True,
+        )
+        return [stored.shown() for stored in listed[:limit]]
+
+    def _update(
+        self, conversation_id: int, changes: ConversationChanges, expected_version: int | None
+    ) -> Change[Conversation]:
+        rescue_id, intent_type = changes.rescue_id, changes.intent_type
+        metadata = changes.metadata
+
+        def change(before: Conversation) -> Conversation:
+            return evolve(
+                before,
+                version=before.version + 1,
+                rescue_id=before.rescue_id if rescue_id is UNCHANGED else rescue_id,
+                intent_type=before.intent_type if intent_type is UNCHANGED else intent_type,
+                metadata=before.metadata if metadata is UNCHANGED else metadata,
+            )
+
+        return self._changing(
+            conversation_id,
+            lambda conversation: stale(conversation, expected_version),
+            change,
+        )
+
+    def _set_status(
+        self, conversation_id: int, target: Status, expected_version: int | None
+    ) -> Change[Conversation]:
+        def verdict(conversation: Conversation) -> object | None:
+            status = conversation.status
+            if status is not target and status not in TRANSITIONS[target]:
+                return InvalidTransition(
+                    conversation_id=conversation_id, status=status.value, target=target.value
+                )
+            outdated = stale(conversation, expected_version)
+            return outdated or (NO_CHANGE if status is target else None)
+
+        return self._changing(
+            conversation_id,
+            verdict,
+            lambda conversation: evolve(
+                conversation, version=conversation.version + 1, status=target
+            ),
+        )
+
+    def _changing(
+        self,
+        conversation_id: int,
+        verdict: Verdict,
+        change: Callable[[Conversation], Conversation],
+    ) -> Change[Conversation]:
+        async def apply(_: Sequence[int]) -> Conversation:
+            stored, is_to_change = await lock_and_judge(
+                self._view, self._unit.user_id, conversation_id, verdict
+            )
+            if is_to_change:
+                stored = evolve(stored, conversation=change(stored.conversation))
+                self._view.put(stored)
+            return stored.shown()
+
+        return Change(apply)
+
+    def _remove(self, conversation_id: int) -> Change[None]:
+        async def apply(_: Sequence[int]) -> None:
+            stored = self._view.find(conversation_id)
+            if stored is not None and is_seen(self._unit.user_id, stored.conversation):
+                await self._drop(conversation_id)
+
+        return Change(apply)
+
+    async def _drop(self, conversation_id: int) -> Stored | None:
+        stored = await self._view.lock(conversation_id)
+        if stored is not None:
+            conversation = stored.conversation
+            await self._view.lock_session((conversation.user_id, conversation.session_id))
+            self._view.drop(stored)
+        return stored
+
+    def _erase_user(self, user_id: str) -> Change[ErasureReceipt]:
+        async def apply(_: Sequence[int]) -> ErasureReceipt:
+            seen = [stored.conversation.id for stored in self._view.all_of(user_id)]
+            dropped = [await self._drop(conversation_id) for conversation_id in sorted(seen)]
+            gone = [stored.conversation for stored in dropped if stored is not None]
+            return ErasureReceipt(
+                conversations=len(gone),
+                messages=sum(conversation.message_count for conversation in gone),
+            )
+
+        return Change(apply)
+
+    def _add_imported(
+        self, batch: Sequence[ImportedConversation], on_duplicate: OnDuplicate
+    ) -> Change[ImportReceipt]:
+        async def apply(ids: Sequence[int]) -> ImportReceipt:
+            message_ids = iter(ids[len(batch) :])
+            stored = messages = 0
+            for conversation_id, imported in zip(ids, batch, strict=False):
+                new = imported.conversation
+                ours = [next(message_ids) for _ in new.drafts]
+                session: Session = (new.user_id, new.session_id)
+                if await self._view.lock_session(session) is not None:
+                    if on_duplicate == "error":
+                        raise DuplicateSession(user_id=new.user_id, session_id=new.session_id)
+                    continue
+                await self._put_imported(imported, conversation_id, ours)
+                stored += 1
+                messages += len(ours)
+            return ImportReceipt(
+                conversations=stored, messages=messages, skipped=len(batch) - stored
+            )
+
+        count = sum(len(imported.conversation.drafts) for imported in batch)
+        return Change(apply, ids_needed=len(batch) + count)
+
+    async def _put_imported(
+        self, imported: ImportedConversation, conversation_id: int, ids: Sequence[int]
+    ) -> None:
+        new, times = imported.conversation, imported.timestamps
+        now = self._view.database.clock()
+        start = imported.start_time or (times[0] if times else None)
+        last = imported.last_activity or (times[-1] if times else None)
+        last_activity = last or max(start or now, now)
+        conversation = new.stored(
+            conversation_id=conversation_id,
+            start_time=start or last or now,
+            last_activity=last_activity,
+            status=imported.status,
+        )
+        await self._put_new(
+            conversation, new.drafts, ids, times or [last_activity] * len(new.drafts)
+        )
+
+    async def _export_page(
+        self, user_id: str | None, after: tuple[str, str] | None, limit: int
+    ) -> list[tuple[Conversation, list[Message]]]:
+        def session(stored: Stored) -> Session:
+            return stored.conversation.user_id, stored.conversation.session_id
+
+        page = sorted(
+            (s for s in self._view.all_of(user_id) if after is None or session(s) > after),
+            key=session,
+        )
+        return [(stored.shown(), stored.shown_messages()) for stored in page[:limit]]

@@ -1,0 +1,110 @@
+"""The messages in memory: the same rules in the same order as the SQL applies them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from attrs import evolve
+
+from ...domain.conversation import MAX_ID, Conversation
+from ...domain.errors import (
+    ConversationNotAcceptingMessages,
+    ConversationNotFound,
+    ConversationStoreError,
+    MessageNotFound,
+    RequestConflict,
+)
+from ...domain.message import Message, Turn
+from ...domain.repository import MessageRepository, Unit
+from .change import Change
+from .database import Stored, View
+from .verdicts import Verdict, is_seen, lock_and_judge, stale
+
+
+class InMemoryMessageRepository(MessageRepository):
+    """The messages in memory."""
+
+    def __init__(self, unit: Unit, view: View) -> None:
+        super().__init__(unit)
+        self._view = view
+
+    def _append(self, turn: Turn) -> Change[list[Message]]:
+        def verdict(conversation: Conversation) -> ConversationStoreError | None:
+            if not conversation.accepts_messages:
+                return ConversationNotAcceptingMessages(
+                    conversation_id=conversation.id, status=conversation.status.value
+                )
+            return stale(conversation, turn.expected_version)
+
+        async def apply(ids: Sequence[int]) -> list[Message]:
+            if turn.request_id is None:
+                stored, _ = await lock_and_judge(
+                    self._view, self._unit.user_id, turn.conversation_id, verdict
+                )
+                return self._store(stored, turn, ids)
+            return await self._append_request(turn, turn.request_id, verdict, ids)
+
+        return Change(apply, ids_needed=len(turn.drafts))
+
+    async def _append_request(
+        self, turn: Turn, request_id: str, verdict: Verdict, ids: Sequence[int]
+    ) -> list[Message]:
+        """Judge before the wait and after it; only an append that may be made waits."""
+        stored = self._view.find(turn.conversation_id)
+        for is_locked in (False, True):
+            if stored is None or not is_seen(self._unit.user_id, stored.conversation):
+                raise ConversationNotFound(conversation_id=turn.conversation_id)
+            prior = stored.request(request_id)
+            if prior is not None:
+                digest, position = prior
+                if digest != turn.digest:
+                    raise RequestConflict(
+                        conversation_id=turn.conversation_id,
+                        request_id=request_id,
+                        position=position,
+                    )
+                return stored.shown_messages(position - 1, position - 1 + len(turn.drafts))
+            refusal = verdict(stored.conversation)
+            if isinstance(refusal, ConversationStoreError):
+                raise refusal
+            if not is_locked:
+                stored = await self._view.lock(turn.conversation_id)
+        if stored is None:
+            raise ConversationNotFound(conversation_id=turn.conversation_id)
+        stored.requests[request_id] = (turn.digest, stored.conversation.message_count + 1, ids[0])
+        return self._store(stored, turn, ids)
+
+    def _store(self, stored: Stored, turn: Turn, ids: Sequence[int]) -> list[Message]:
+        before = stored.conversation
+        time = max(before.last_activity, self._view.database.clock())
+        conversation = evolve(
+            before,
+            message_count=before.message_count + len(turn.drafts),
+            version=before.version + 1,
+            last_activity=time,
+        )
+        after = stored.with_messages(conversation, turn.drafts, ids, [time] * len(turn.drafts))
+        self._view.put(after)
+        return after.shown_messages(before.message_count)
+
+    async def _get(self, message_id: int) -> Message:
+        found = self._view.find_message(message_id)
+        if found is None or not is_seen(self._unit.user_id, found[0].conversation):
+            raise MessageNotFound(message_id=message_id)
+        return found[1]
+
+    async def _latest(self, conversation_id: int, limit: int, before: int | None) -> list[Message]:
+        stored = self._seen(conversation_id)
+        last = MAX_ID if before is None else before
+        end = max(min(last - 1, stored.conversation.message_count), 0)
+        return stored.shown_messages(end - limit, end)
+
+    async def _after(self, conversation_id: int, position: int, limit: int) -> list[Message]:
+        start = max(position, 0)
+        return self._seen(conversation_id).shown_messages(start, start + limit)
+
+    def _seen(self, conversation_id: int) -> Stored:
+        stored = self._view.find(conversation_id)
+        if stored is None or not is_seen(self._unit.user_id, stored.conversation):
+            raise ConversationNotFound(conversation_id=conversation_id)
+        return stored

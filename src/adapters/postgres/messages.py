@@ -1,0 +1,111 @@
+"""The messages on PostgreSQL: what each method sends, and what it makes of the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from psycopg.types.numeric import Int8
+
+from ...domain.conversation import ACCEPTING_MESSAGES, MAX_ID
+from ...domain.errors import ConversationNotFound, MessageNotFound
+from ...domain.message import Message, Turn
+from ...domain.repository import MessageRepository
+from .parameters import (
+    ReadingUnit,
+    drafts_text,
+    id_array,
+    integer_text,
+    status_array,
+)
+from .rows import Row, to_message, utc
+from .sql import Texts
+from .statement import Parameters, Statement
+
+_ACCEPTING: Final = status_array(ACCEPTING_MESSAGES)
+
+
+class PsycopgMessageRepository(MessageRepository):
+    """The messages on PostgreSQL."""
+
+    _unit: ReadingUnit
+
+    def __init__(self, unit: ReadingUnit, texts: Texts) -> None:
+        super().__init__(unit)
+        self._texts = texts
+
+    def _append(self, turn: Turn) -> Statement[list[Message]]:
+        parameters: dict[str, object] = {
+            "conversation_id": Int8(turn.conversation_id),
+            "user_id": self._unit.user_id,
+            "expected_version": integer_text(turn.expected_version),
+            "accepting": _ACCEPTING,
+            "count": Int8(len(turn.drafts)),
+            "drafts": drafts_text(turn.drafts),
+        }
+
+        def bind(ids: Sequence[int]) -> Parameters:
+            return parameters | {"ids": id_array(ids)}
+
+        def read(ids: Sequence[int], rows: list[Row]) -> list[Message]:
+            base, time = rows[0][0], utc(rows[0][1])
+            return [
+                draft.stored(
+                    message_id=message_id,
+                    conversation_id=turn.conversation_id,
+                    position=base + ordinal,
+                    timestamp=time,
+                )
+                for ordinal, (draft, message_id) in enumerate(zip(turn.drafts, ids, strict=True), 1)
+            ]
+
+        def read_request(_: Sequence[int], rows: list[Row]) -> list[Message]:
+            return [
+                draft.stored(
+                    message_id=message_id,
+                    conversation_id=turn.conversation_id,
+                    position=position,
+                    timestamp=utc(time),
+                )
+                for draft, (position, message_id, time) in zip(turn.drafts, rows, strict=True)
+            ]
+
+        if turn.request_id is not None:
+            parameters |= {"request_id": turn.request_id, "digest": f"\\x{turn.digest.hex()}"}
+        return Statement(
+            self._texts.append if turn.request_id is None else self._texts.append_request,
+            bind,
+            read if turn.request_id is None else read_request,
+            ids_needed=len(turn.drafts),
+            conversation_id=turn.conversation_id,
+            request_id=turn.request_id,
+        )
+
+    async def _get(self, message_id: int) -> Message:
+        parameters = {"message_id": Int8(message_id), "user_id": self._unit.user_id}
+        rows = await self._unit.fetch(self._texts.get_message, parameters)
+        if not rows:
+            raise MessageNotFound(message_id=message_id)
+        return to_message(rows[0])
+
+    async def _latest(self, conversation_id: int, limit: int, before: int | None) -> list[Message]:
+        bounds = {"before": Int8(MAX_ID if before is None else before), "limit": Int8(limit)}
+        return await self._page(self._texts.latest, conversation_id, bounds)
+
+    async def _after(self, conversation_id: int, position: int, limit: int) -> list[Message]:
+        bounds = {"position": Int8(position), "limit": Int8(limit)}
+        return await self._page(self._texts.after, conversation_id, bounds)
+
+    async def _page(
+        self, text: bytes, conversation_id: int, bounds: dict[str, Any]
+    ) -> list[Message]:
+        parameters = bounds | {
+            "conversation_id": Int8(conversation_id),
+            "user_id": self._unit.user_id,
+        }
+        rows = await self._unit.fetch(text, parameters)
+        if not rows:
+            raise ConversationNotFound(conversation_id=conversation_id)
+        if rows[0][0] is None:
+            return []
+        return [to_message(row) for row in rows]

@@ -1,0 +1,73 @@
+"""Parameters of statements, and the unit of work that repositories read through.
+
+Parameters are texts and 64-bit integers only, whatever their value: psycopg picks a type by value
+for plain integers, and each mix of types would be another prepared statement. Lists travel as one
+JSON text: psycopg's own dumping of lists is the largest single cost of a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Protocol
+
+from ...domain.conversation import Status
+from ...domain.json_object import JsonObject, dump_json
+from ...domain.message import MessageDraft
+from ...domain.repository import Unit
+from .rows import Row
+from .statement import Parameters
+
+
+class ReadingUnit(Unit, Protocol):
+    """A unit of work that reads rows."""
+
+    async def fetch(self, text: bytes, parameters: Parameters) -> list[Row]:
+        """Read the rows of a statement."""
+        ...
+
+
+def status_array(statuses: Iterable[Status]) -> str:
+    """Return statuses as the text of an array."""
+    return "{" + ",".join(sorted(statuses)) + "}"
+
+
+def json_text(value: JsonObject | None) -> str | None:
+    """Return an optional JSON object as text."""
+    return None if value is None else dump_json(value)
+
+
+def integer_text(value: int | None) -> str | None:
+    """Return an optional integer as text, so that NULL is of no other type than a number."""
+    return None if value is None else str(value)
+
+
+def id_array(ids: Sequence[int]) -> str:
+    """Return ids as the text of an array."""
+    return "{" + ",".join(map(str, ids)) + "}"
+
+
+def drafts_text(drafts: Sequence[MessageDraft]) -> str:
+    """Return what drafts say as one JSON text."""
+    return dump_json(
+        [
+            {
+                "role": draft.role,
+                "content": draft.content,
+                "intent_type": draft.intent_type,
+                "slots": draft.slots,
+                "metadata": draft.metadata,
+            }
+            for draft in drafts
+        ]
+    )
+
+
+def flag_text(*, value: bool) -> str:
+    """Return a flag as text."""
+    return "true" if value else "false"
+
+
+def time_text(moment: datetime | None) -> str | None:
+    """Return an optional time as text."""
+    return None if moment is None else moment.isoformat()
