@@ -21,9 +21,8 @@ dsn, name, conversation_id, tasks, turns, size = json.loads(sys.argv[1])
 
 async def write(store, task):
     for turn in range(turns):
-        drafts = [
-            MessageDraft(role="user", content=f"{name}-{task}-{turn}/{part}") for part in range(size)
-        ]
+        contents = [f"{name}-{task}-{turn}/{part}" for part in range(size)]
+        drafts = [MessageDraft(role="user", content=content) for content in contents]
         await append_messages(
             store.unit_of_work(), conversation_id=conversation_id, drafts=drafts
         )

@@ -27,7 +27,6 @@ from conversation_store import (
     close_conversation,
     delete_conversation,
     erase_user,
-    export_conversations,
     find_conversation,
     get_conversation,
     get_message,
@@ -72,7 +71,8 @@ SELECT n, CASE WHEN n <= 5000 THEN 'u-0' ELSE 'u-' || 1 + n % 150 END, 's-' || n
 FROM generate_series(1, 20000) AS n;
 INSERT INTO {schema}.ai_messages (conversation_id, position, id, role, content, timestamp,
     intent_type, slots, metadata, request_id, request_digest)
-SELECT c.id, p, 1000000 + row_number() OVER (), CASE WHEN p % 2 = 1 THEN 'user' ELSE 'assistant' END,
+SELECT c.id, p, 1000000 + row_number() OVER (),
+    CASE WHEN p % 2 = 1 THEN 'user' ELSE 'assistant' END,
     'A sentence of about the usual length, said as number ' || p, c.start_time + p * interval '1 s',
     CASE WHEN p % 2 = 1 THEN 'inform' END, '{{"city": "Oslo"}}', NULL,
     'r-' || p / 2, CASE WHEN p % 2 = 0 THEN '\\x00'::bytea END

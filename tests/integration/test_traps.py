@@ -1,0 +1,501 @@
+"""Traps of the driver and the server that were sprung once, each held open by a test."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from typing import Any
+
+import psycopg
+import pytest
+from store_fixtures import draft, open_store, turn
+
+from conversation_store import (
+    CommitOutcomeUnknown,
+    ConversationNotFound,
+    ConversationStore,
+    Outcome,
+    StoreError,
+    StoreTimeout,
+    StoreUnavailable,
+    append_messages,
+    close_conversation,
+    get_conversation,
+    get_or_start_conversation,
+    latest_messages,
+    list_conversations,
+    messages_after,
+    start_conversation,
+    update_conversation,
+)
+from conversation_store.adapters.postgres.statement import Statement
+
+MISSING = 4_000_000_000_000
+
+
+@pytest.fixture
+async def narrow(dsn: str, migrated: set[str]) -> AsyncIterator[ConversationStore]:
+    """Give a store with a single connection, so that what one call leaves behind the next meets."""
+    async with open_store(dsn, "operational", migrated, min_size=1, max_size=1) as store:
+        yield store
+
+
+async def start(store: ConversationStore) -> int:
+    """Start a conversation."""
+    conversation, _ = await start_conversation(store.unit_of_work(), user_id="u", session_id="s")
+    return conversation.id
+
+
+async def count(store: ConversationStore, conversation: int) -> int:
+    """Return how many messages are stored, having checked that they are what is counted."""
+    found = await get_conversation(store.unit_of_work(), conversation_id=conversation)
+    positions: list[int] = []
+    while True:
+        page = await messages_after(
+            store.unit_of_work(),
+            conversation_id=conversation,
+            position=len(positions),
+            limit=1000,
+        )
+        positions += [message.position for message in page]
+        if not page:
+            break
+    assert positions == list(range(1, found.message_count + 1))
+    return found.message_count
+
+
+async def states(dsn: str) -> list[str]:
+    """Return the states of the server's connections that are the stores'."""
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+        cursor = await connection.execute(
+            "SELECT state FROM pg_stat_activity WHERE application_name = 'conversation-store'"
+        )
+        return [state for (state,) in await cursor.fetchall()]
+
+
+# What the client does wrong -----------------------------------------------------------------------
+
+
+def unbindable() -> Statement[None]:
+    """Return a write whose parameter the driver cannot send."""
+    return Statement(b"SELECT %(it)s", lambda _: {"it": object()}, lambda _ids, _rows: None)
+
+
+@pytest.mark.parametrize("flushed", [False, True])
+async def test_an_error_of_the_client_between_writes_stores_nothing(
+    narrow: ConversationStore, flushed: bool
+) -> None:
+    """A pipeline that the client cannot finish is no half unit: BEGIN and COMMIT are literal."""
+    conversation = await start(narrow)
+    uow = narrow.unit_of_work()
+    with pytest.raises(StoreError):
+        async with uow:
+            uow.messages.append(conversation, turn(1))
+            if flushed:
+                await uow.conversations.get(conversation)
+                uow.messages.append(conversation, turn(2))
+            uow.register(unbindable())
+            uow.messages.append(conversation, turn(3))
+    assert uow.outcome is Outcome.ROLLED_BACK
+    assert await count(narrow, conversation) == 0
+    await append_messages(narrow.unit_of_work(), conversation_id=conversation, drafts=turn(4))
+    assert await count(narrow, conversation) == 2
+
+
+async def test_every_flush_ends_in_a_sync(narrow: ConversationStore, dsn: str) -> None:
+    """Between flushes the server sees an idle transaction, which its timeouts cover."""
+    conversation = await start(narrow)
+    async with narrow.unit_of_work() as uow:
+        uow.messages.append(conversation, turn(1))
+        await uow.messages.append(conversation, turn(2))
+        assert await states(dsn) == ["idle in transaction"]
+    assert await states(dsn) == ["idle"]
+
+
+async def test_reads_hold_nothing(narrow: ConversationStore, dsn: str) -> None:
+    """After mere reads a unit holds no connection: the only one serves others."""
+    conversation = await start(narrow)
+    async with narrow.unit_of_work() as uow:
+        await uow.conversations.get(conversation)
+        assert await states(dsn) == ["idle"]
+        assert await count(narrow, conversation) == 0
+
+
+# Prepared statements after failures ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["whole", "inner block", "hosts transaction"])
+async def test_a_refused_pipeline_does_not_poison_its_connection(
+    narrow: ConversationStore, dsn: str, kind: str
+) -> None:
+    """Refused around the turn at which a statement is prepared, the connection goes on working."""
+    conversation = await start(narrow)
+    lent = await psycopg.AsyncConnection.connect(dsn, autocommit=True)
+    async with lent:
+
+        async def refused(good_first: bool) -> None:
+            connection = lent if kind == "hosts transaction" else None
+            uow = narrow.unit_of_work(connection=connection)
+            order = [conversation, MISSING] if good_first else [MISSING, conversation]
+            with pytest.raises(ConversationNotFound):
+                async with uow:
+                    for target in order:
+                        uow.messages.append(target, turn(1))
+                        uow.messages.append(target, turn(1), request_id="r")
+
+        async def nested() -> None:
+            async with narrow.unit_of_work() as uow:
+                uow.messages.append(conversation, [draft("kept")])
+                with pytest.raises(ConversationNotFound):
+                    async with uow:
+                        uow.messages.append(MISSING, turn(1))
+                        uow.messages.append(conversation, turn(1), request_id="n")
+
+        kept = 0
+        for number in range(24):
+            if kind == "whole":
+                await refused(number % 3 == 0)
+            elif kind == "inner block":
+                await nested()
+                kept += 1
+            else:
+                async with lent.transaction():
+                    await refused(number % 3 == 0)
+            async with narrow.unit_of_work() as uow:
+                uow.messages.append(conversation, [draft("a")])
+                uow.messages.append(conversation, [draft("b")], request_id=f"ok-{number}")
+            kept += 2
+    assert await count(narrow, conversation) == kept
+
+
+async def test_a_refusal_keeps_prepared_statements(narrow: ConversationStore) -> None:
+    """An error in autocommit drops no prepared statement, unlike a rollback."""
+    conversation = await start(narrow)
+
+    async def prepared() -> int:
+        async with narrow.unit_of_work() as uow:
+            connection = await uow.connection()
+            cursor = await connection.execute("SELECT count(*) FROM pg_prepared_statements")
+            [number] = await cursor.fetchone()
+        return int(number)
+
+    for number in range(8):
+        await append_messages(
+            narrow.unit_of_work(), conversation_id=conversation, drafts=turn(number)
+        )
+    before = await prepared()
+    assert before >= 1
+    for _ in range(3):
+        with pytest.raises(ConversationNotFound):
+            await append_messages(narrow.unit_of_work(), conversation_id=MISSING, drafts=turn(1))
+    assert await prepared() >= before
+
+
+async def test_a_refused_pipeline_logs_nothing(
+    narrow: ConversationStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A refusal is an answer: no warning of the driver's reaches the host's log."""
+    conversation = await start(narrow)
+    caplog.clear()
+    with pytest.raises(ConversationNotFound):
+        async with narrow.unit_of_work() as uow:
+            uow.messages.append(conversation, turn(1))
+            uow.messages.append(MISSING, turn(1))
+            uow.messages.append(conversation, turn(1))
+    async with narrow.unit_of_work() as uow:
+        with pytest.raises(ConversationNotFound):
+            async with uow:
+                uow.messages.append(MISSING, turn(1))
+    assert [record for record in caplog.records if record.levelname != "INFO"] == []
+
+
+# Cancellation -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["one write", "several writes", "nested", "request"])
+async def test_cancelled_at_any_time_a_unit_is_whole_or_absent_and_says_which(
+    postgres: ConversationStore, dsn: str, kind: str
+) -> None:
+    """200 units cancelled at random times: outcome and store agree, and the pool is healthy."""
+    conversation = await start(postgres)
+    dice = random.Random(kind)
+    kept = 0
+    ends: list[Outcome] = []
+
+    async def unit(uow: Any, number: int) -> None:
+        async with uow:
+            if kind == "nested":
+                await append_messages(
+                    uow, conversation_id=conversation, drafts=[draft(f"{number}/0")]
+                )
+                await append_messages(
+                    uow, conversation_id=conversation, drafts=[draft(f"{number}/1")]
+                )
+                return
+            request_id = f"r-{number}" if kind == "request" else None
+            uow.messages.append(
+                conversation, [draft(f"{number}/0"), draft(f"{number}/1")], request_id=request_id
+            )
+            if kind == "several writes":
+                uow.messages.append(conversation, [draft(f"{number}/2"), draft(f"{number}/3")])
+
+    async def one(number: int) -> None:
+        nonlocal kept
+        uow = postgres.unit_of_work()
+        task = asyncio.create_task(unit(uow, number))
+        await asyncio.sleep(dice.random() * 0.006)
+        task.cancel()
+        try:
+            await task
+        except asyncio.CancelledError:
+            pass
+        else:
+            assert uow.outcome is Outcome.COMMITTED
+        ends.append(uow.outcome)
+        if uow.outcome is Outcome.COMMITTED:
+            kept += 1
+        stored = {
+            m.content
+            for m in await latest_messages(
+                postgres.unit_of_work(), conversation_id=conversation, limit=1000
+            )
+            if m.content.startswith(f"{number}/")
+        }
+        if uow.outcome is not Outcome.UNKNOWN:
+            whole = 4 if kind == "several writes" else 2
+            assert len(stored) == (whole if uow.outcome is Outcome.COMMITTED else 0)
+
+    for first in range(0, 200, 4):
+        await asyncio.gather(*(one(number) for number in range(first, first + 4)))
+    assert ends.count(Outcome.UNKNOWN) <= 2
+    assert 0 < kept < 200, "cancelled always or never: the times tell nothing"
+    await count(postgres, conversation)
+    assert set(await states(dsn)) == {"idle"}
+
+
+async def test_a_timeout_in_an_inner_flush_undoes_only_that(
+    postgres: ConversationStore, dsn: str
+) -> None:
+    """An inner block whose write waits for a lock too long is undone; the outer commits."""
+    conversation = await start(postgres)
+    other, _ = await start_conversation(postgres.unit_of_work(), user_id="u", session_id="other")
+    async with await psycopg.AsyncConnection.connect(dsn) as blocker:
+        await blocker.execute(
+            "SELECT FROM operational.ai_conversations WHERE id = %s FOR UPDATE", (other.id,)
+        )
+        async with postgres.unit_of_work() as uow:
+            await append_messages(uow, conversation_id=conversation, drafts=[draft("kept")])
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await append_messages(uow, conversation_id=other.id, drafts=turn(1))
+            await append_messages(uow, conversation_id=conversation, drafts=[draft("too")])
+        await blocker.rollback()
+    assert await count(postgres, conversation) == 2
+    assert await count(postgres, other.id) == 0
+
+
+async def test_cancelled_while_it_waits_for_a_connection_nothing_is_stored(
+    narrow: ConversationStore,
+) -> None:
+    """A unit that never got a connection has not started."""
+    conversation = await start(narrow)
+    uow = narrow.unit_of_work()
+    async with narrow.unit_of_work() as holder:
+        await holder.messages.append(conversation, turn(1))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await append_messages(uow, conversation_id=conversation, drafts=turn(2))
+    assert uow.outcome is Outcome.NOT_STARTED
+    assert await count(narrow, conversation) == 2
+
+
+# Busy conversations -------------------------------------------------------------------------------
+
+
+async def test_a_busy_conversation_can_be_closed_and_labelled(
+    postgres: ConversationStore,
+) -> None:
+    """Changes are guarded by what they decide upon, not by a version that every append moves."""
+    conversation = await start(postgres)
+    busy = True
+
+    async def write() -> None:
+        while busy:
+            await append_messages(
+                postgres.unit_of_work(), conversation_id=conversation, drafts=turn(1)
+            )
+
+    writers = [asyncio.create_task(write()) for _ in range(8)]
+    for number in range(100):
+        await update_conversation(
+            postgres.unit_of_work(),
+            conversation_id=conversation,
+            metadata={"n": number},
+        )
+    busy = False
+    await asyncio.gather(*writers)
+    found = await get_conversation(postgres.unit_of_work(), conversation_id=conversation)
+    assert found.metadata == {"n": 99}
+    await count(postgres, conversation)
+
+
+async def test_a_conversation_that_moved_is_on_a_fresh_first_page(
+    postgres: ConversationStore,
+) -> None:
+    """One that becomes active while its list is paged may be missed, and is then on top."""
+    ids = []
+    for number in range(4):
+        conversation, _ = await start_conversation(
+            postgres.unit_of_work(), user_id="u", session_id=f"s-{number}"
+        )
+        ids.append(conversation.id)
+    uow = postgres.unit_of_work()
+    first = await list_conversations(uow, user_id="u", limit=2)
+    await append_messages(uow, conversation_id=ids[0], drafts=turn(1))
+    rest = await list_conversations(uow, user_id="u", limit=2, after=first.next_cursor)
+    seen = [c.id for c in first.conversations + rest.conversations]
+    assert len(seen) == len(set(seen)) == 3
+    fresh = await list_conversations(uow, user_id="u", limit=2)
+    assert fresh.conversations[0].id == ids[0]
+
+
+async def test_get_or_start_always_gives_a_row(postgres: ConversationStore) -> None:
+    """In a race of 16 nobody gets nothing, over 60 rounds."""
+    for number in range(60):
+        ends = await asyncio.gather(
+            *(
+                get_or_start_conversation(
+                    postgres.unit_of_work(), user_id="u", session_id=f"s-{number}"
+                )
+                for _ in range(16)
+            )
+        )
+        assert sum(created for _, created in ends) == 1
+
+
+# Lost connections ---------------------------------------------------------------------------------
+
+
+async def terminate(dsn: str) -> None:
+    """End the stores' connections on the server."""
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+        await connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE application_name = 'conversation-store'"
+        )
+
+
+async def test_a_read_on_a_lost_connection_is_unavailable_and_the_pool_recovers(
+    narrow: ConversationStore, dsn: str
+) -> None:
+    """StoreUnavailable, retryable; the next call has a new connection."""
+    conversation = await start(narrow)
+    await terminate(dsn)
+    with pytest.raises(StoreUnavailable) as caught:
+        await get_conversation(narrow.unit_of_work(), conversation_id=conversation)
+    assert caught.value.retryable
+    assert await count(narrow, conversation) == 0
+
+
+async def test_a_write_on_a_lost_connection_is_unknown(narrow: ConversationStore, dsn: str) -> None:
+    """CommitOutcomeUnknown names the conversation, the messages and the request."""
+    conversation = await start(narrow)
+    await terminate(dsn)
+    uow = narrow.unit_of_work()
+    with pytest.raises(CommitOutcomeUnknown) as caught:
+        await append_messages(uow, conversation_id=conversation, drafts=turn(1), request_id="r")
+    error = caught.value
+    assert uow.outcome is Outcome.UNKNOWN
+    assert (error.conversation_ids, error.request_ids) == ((conversation,), ("r",))
+    assert len(error.message_ids) == 2
+    again = await append_messages(uow, conversation_id=conversation, drafts=turn(1), request_id="r")
+    assert [message.position for message in again] == [1, 2]
+
+
+async def test_an_unknown_start_names_its_ids(narrow: ConversationStore, dsn: str) -> None:
+    """The ids of what would have been started are in the error."""
+    await start(narrow)
+    await terminate(dsn)
+    with pytest.raises(CommitOutcomeUnknown) as caught:
+        await start_conversation(
+            narrow.unit_of_work(), user_id="u", session_id="new", drafts=turn(1)
+        )
+    assert len(caught.value.conversation_ids) == 1
+    assert len(caught.value.message_ids) == 2
+
+
+async def test_a_connection_lost_before_the_commit_stores_nothing(
+    narrow: ConversationStore, dsn: str
+) -> None:
+    """In the middle of an interactive unit the loss is known: StoreUnavailable, rolled back."""
+    conversation = await start(narrow)
+    uow = narrow.unit_of_work()
+    with pytest.raises(StoreUnavailable) as caught:
+        async with uow:
+            await uow.messages.append(conversation, turn(1))
+            await terminate(dsn)
+            await uow.messages.append(conversation, turn(2))
+    assert not isinstance(caught.value, CommitOutcomeUnknown)
+    assert uow.outcome is Outcome.ROLLED_BACK
+    assert await count(narrow, conversation) == 0
+
+
+async def test_a_connection_lost_at_the_commit_is_unknown(
+    narrow: ConversationStore, dsn: str
+) -> None:
+    """Lost between the last flush and the COMMIT, the outcome is not guessed."""
+    conversation = await start(narrow)
+    uow = narrow.unit_of_work()
+    with pytest.raises(CommitOutcomeUnknown):
+        async with uow:
+            await uow.messages.append(conversation, turn(1))
+            await terminate(dsn)
+    assert uow.outcome is Outcome.UNKNOWN
+    assert await count(narrow, conversation) == 0
+
+
+async def test_a_statement_timeout_is_a_store_timeout(narrow: ConversationStore, dsn: str) -> None:
+    """What the server gave up for its time is StoreTimeout, and the connection is good again."""
+    conversation = await start(narrow)
+    async with await psycopg.AsyncConnection.connect(dsn) as blocker:
+        await blocker.execute(
+            "SELECT FROM operational.ai_conversations WHERE id = %s FOR UPDATE", (conversation,)
+        )
+        with pytest.raises(StoreTimeout) as caught:
+            async with narrow.unit_of_work() as uow:
+                connection = await uow.connection()
+                await connection.execute("SET LOCAL statement_timeout = '50ms'")
+                await uow.messages.append(conversation, turn(1))
+        assert caught.value.sqlstate == "57014"
+        await blocker.rollback()
+    await close_conversation(narrow.unit_of_work(), conversation_id=conversation)
+
+
+async def test_pool_exhaustion_says_how_many_wait(dsn: str, migrated: set[str]) -> None:
+    """No free connection in time is StoreTimeout naming the pool's size and its queue."""
+    options: dict[str, Any] = {"min_size": 1, "max_size": 1, "timeout": 0.1}
+    async with open_store(dsn, "operational", migrated, **options) as store:
+        conversation = await start(store)
+        async with store.unit_of_work() as uow:
+            await uow.messages.append(conversation, turn(1))
+            others = await asyncio.gather(
+                *(
+                    get_conversation(store.unit_of_work(), conversation_id=conversation)
+                    for _ in range(3)
+                ),
+                return_exceptions=True,
+            )
+        assert all(isinstance(other, StoreTimeout) for other in others)
+        assert "pool of 1" in str(others[0])
+        assert "waiting" in str(others[0])
+        assert await count(store, conversation) == 2
+
+
+async def test_a_server_that_is_not_there_is_unavailable_at_once() -> None:
+    """Opening says so without waiting for the pool's timeout."""
+    store = ConversationStore.connect("host=127.0.0.1 port=1 user=x dbname=x connect_timeout=5")
+    async with asyncio.timeout(5):
+        with pytest.raises(StoreUnavailable, match="cannot be reached"):
+            async with store:
+                pass
