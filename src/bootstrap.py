@@ -153,6 +153,17 @@ class ConversationStore:
         """
         return await self._adapter.migrate(id_block, connection)
 
+    @staticmethod
+    def migration_sql(*, schema: str = "operational", id_block: int = 1000) -> str:
+        """Return the SQL that `migrate` would run on an empty database, for the host's own tool.
+
+        To be run in one transaction; it records itself, so that `migrate` then finds nothing to
+        do. Raises StoreMisconfigured for a schema or a block that cannot be.
+        """
+        from .adapters.postgres.migrate import migration_sql
+
+        return migration_sql(schema, id_block)
+
     async def ping(self) -> None:
         """Return if the store answers. Raises StoreUnavailable or StoreTimeout. Round trips: 1."""
         await self._adapter.ping()

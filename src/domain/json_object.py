@@ -31,9 +31,12 @@ MAX_INTEGER: Final = 10**300
 _WHOLE_FLOATS_BECOME_INTEGERS: Final = 1e16  # where repr() turns to exponents, as jsonb's input
 
 
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
 def dump_json(value: object) -> str:
     """Write `value` as the store does: no white space, no escapes that UTF-8 does not need."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return _ENCODER.encode(value)
 
 
 def check_json_object(value: object, field: str, error: type[InvalidInput]) -> JsonObject:

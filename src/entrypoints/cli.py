@@ -140,9 +140,7 @@ def migrate_command(*, print_only: bool, id_block: int, dsn: str | None, schema:
             return await store.migrate(id_block=id_block)
 
     if print_only:
-        from ..adapters.postgres.migrate import migration_sql
-
-        _write_bytes(migration_sql(schema, id_block).encode())
+        _write_bytes(ConversationStore.migration_sql(schema=schema, id_block=id_block).encode())
         return
     applied = run_async(migrate())
     click.echo("\n".join(f"applied {name}" for name in applied) or "nothing to do: up to date")

@@ -26,6 +26,9 @@ DEFAULT_ID_BLOCK: Final = 1000
 MAX_ID_BLOCK: Final = 1_000_000
 """Largest such block."""
 
+MAX_SCHEMA_BYTES: Final = 63
+"""Longest name of a schema, in bytes of UTF-8; PostgreSQL would cut off the rest."""
+
 _LOCK: Final = "SELECT pg_advisory_xact_lock(hashtextextended('conversation_store ' || {}, 0))"
 
 _RECORDS: Final = """CREATE TABLE IF NOT EXISTS {schema}.conversation_store_migrations (
@@ -71,7 +74,10 @@ def migration_sql(schema: str = "operational", id_block: int = DEFAULT_ID_BLOCK)
     """Return all that `migrate` would run on an empty database, for a tool of the host's own.
 
     Run it in one transaction. It records itself, so that `migrate` finds nothing left to do.
+    Errors: StoreMisconfigured for a name or a block that cannot be.
     """
+    check_schema(schema)
+    _check_id_block(id_block)
     statements = [
         f"CREATE SCHEMA IF NOT EXISTS {_quoted(schema)}",
         _RECORDS.replace("{schema}", _quoted(schema)),
@@ -89,8 +95,7 @@ async def migrate(
     Errors: StoreMisconfigured where the database is newer than this code, where a file that was
     applied has changed since, and where the role lacks a privilege.
     """
-    if isinstance(id_block, bool) or not 1 <= id_block <= MAX_ID_BLOCK:
-        raise StoreMisconfigured(reason=f"id_block must be 1..{MAX_ID_BLOCK}")
+    _check_id_block(id_block)
     known = known_migrations()
     applied: list[str] = []
     try:
@@ -105,6 +110,18 @@ async def migrate(
                 return applied
     except psycopg.Error as error:
         raise translate(error) from error
+
+
+def check_schema(schema: str) -> None:
+    """Raise StoreMisconfigured for a name that PostgreSQL would refuse or cut short."""
+    if not 1 <= len(schema.encode(errors="replace")) <= MAX_SCHEMA_BYTES or "\0" in schema:
+        reason = f"a schema's name must have 1..{MAX_SCHEMA_BYTES} bytes and no NUL"
+        raise StoreMisconfigured(reason=reason)
+
+
+def _check_id_block(id_block: int) -> None:
+    if isinstance(id_block, bool) or not 1 <= id_block <= MAX_ID_BLOCK:
+        raise StoreMisconfigured(reason=f"id_block must be 1..{MAX_ID_BLOCK}")
 
 
 async def _missing(

@@ -10,20 +10,16 @@ from ...domain.errors import StoreMisconfigured, StoreUnavailable
 from .connections import Connection, Connections, LentConnection, Pool, PooledConnections
 from .errors import translate
 from .ids import IdSource
-from .migrate import migrate
+from .migrate import check_schema, migrate
 from .sql import Texts
 from .unit_of_work import PsycopgUnitOfWork, draw_block
-
-_MAX_SCHEMA_BYTES = 63
 
 
 class PostgresStore:
     """What units of work on one schema of one database share."""
 
     def __init__(self, pool: Pool, schema: str, *, dsn: str | None = None) -> None:
-        if not 1 <= len(schema.encode()) <= _MAX_SCHEMA_BYTES or "\0" in schema:
-            reason = f"a schema's name must have 1..{_MAX_SCHEMA_BYTES} bytes and no NUL"
-            raise StoreMisconfigured(reason=reason)
+        check_schema(schema)
         self._pool = pool
         self._dsn = dsn
         """Where our own pool connects to; None: the pool is the host's."""
