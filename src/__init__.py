@@ -5,7 +5,14 @@ applications make a ConversationStore, take units of work from it, and call serv
 """
 
 from .bootstrap import ConversationStore
-from .domain.conversation import UNCHANGED, Conversation, Status
+from .domain.conversation import (
+    UNCHANGED,
+    Conversation,
+    ConversationChanges,
+    NewConversation,
+    Status,
+    Unchanged,
+)
 from .domain.errors import (
     CommitOutcomeUnknown,
     ConcurrentUpdate,
@@ -35,12 +42,20 @@ from .domain.errors import (
 from .domain.json_object import JsonObject, storable_json
 from .domain.message import Message, MessageDraft, Role
 from .domain.page import ConversationPage
-from .domain.record import ConversationRecord, ImportReceipt, MessageRecord, dump_record
+from .domain.record import (
+    ConversationRecord,
+    ImportedConversation,
+    ImportReceipt,
+    MessageRecord,
+    dump_record,
+)
 from .domain.repository import (
     ConversationRepository,
     ErasureReceipt,
     MessageRepository,
+    OnDuplicate,
     Pending,
+    Write,
 )
 from .domain.text import storable_text
 from .service_layer.conversations import (
@@ -70,6 +85,7 @@ __all__ = [
     "ConcurrentUpdate",
     "Conflict",
     "Conversation",
+    "ConversationChanges",
     "ConversationNotAcceptingMessages",
     "ConversationNotFound",
     "ConversationPage",
@@ -80,6 +96,7 @@ __all__ = [
     "DuplicateSession",
     "ErasureReceipt",
     "ImportReceipt",
+    "ImportedConversation",
     "InvalidConversation",
     "InvalidCursor",
     "InvalidInput",
@@ -93,7 +110,9 @@ __all__ = [
     "MessageNotFound",
     "MessageRecord",
     "MessageRepository",
+    "NewConversation",
     "NotFound",
+    "OnDuplicate",
     "Outcome",
     "Pending",
     "RequestConflict",
@@ -106,7 +125,9 @@ __all__ = [
     "StoreUnavailable",
     "TransactionAborted",
     "UNCHANGED",
+    "Unchanged",
     "UnitOfWorkMisuse",
+    "Write",
     "__version__",
     "append_messages",
     "archive_conversation",

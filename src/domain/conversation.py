@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from enum import Enum, StrEnum
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final
 
 from attrs import Attribute, field, frozen
 
@@ -49,9 +49,6 @@ class Unchanged(Enum):
 UNCHANGED: Final = Unchanged.UNCHANGED
 """Stands for a column that an update leaves as it is; None would clear it."""
 
-Change: TypeAlias = str | Literal[Unchanged.UNCHANGED] | None
-JsonChange: TypeAlias = JsonObject | Literal[Unchanged.UNCHANGED] | None
-
 
 def _check(_: object, attribute: Attribute[Any], value: Any) -> None:
     """Refuse a name that cannot be stored; where it may be left out, nothing is one too."""
@@ -65,8 +62,8 @@ def _to_metadata(value: Mapping[str, Any] | None) -> JsonObject | None:
 
 
 def _to_metadata_change(
-    value: Mapping[str, Any] | Literal[Unchanged.UNCHANGED] | None,
-) -> JsonChange:
+    value: Mapping[str, Any] | Unchanged | None,
+) -> JsonObject | Unchanged | None:
     return UNCHANGED if value is UNCHANGED else _to_metadata(value)
 
 
@@ -172,9 +169,9 @@ class NewConversation:
 class ConversationChanges:
     """The columns of a conversation that an update sets; those left UNCHANGED stay."""
 
-    rescue_id: Change = field(default=UNCHANGED, validator=_check)
-    intent_type: Change = field(default=UNCHANGED, validator=_check)
-    metadata: JsonChange = field(
+    rescue_id: str | Unchanged | None = field(default=UNCHANGED, validator=_check)
+    intent_type: str | Unchanged | None = field(default=UNCHANGED, validator=_check)
+    metadata: JsonObject | Unchanged | None = field(
         default=UNCHANGED, converter=_to_metadata_change, repr=False, hash=False
     )
 

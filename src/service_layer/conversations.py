@@ -7,11 +7,10 @@ inside an open block it is a part of that. Round trips are those of a call on it
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from ..domain.conversation import (
     UNCHANGED,
-    Change,
     Conversation,
     ConversationChanges,
     NewConversation,
@@ -176,9 +175,9 @@ async def update_conversation(
     uow: AsyncUnitOfWork,
     *,
     conversation_id: int,
-    rescue_id: Change = UNCHANGED,
-    intent_type: Change = UNCHANGED,
-    metadata: Mapping[str, Any] | Literal[Unchanged.UNCHANGED] | None = UNCHANGED,
+    rescue_id: str | Unchanged | None = UNCHANGED,
+    intent_type: str | Unchanged | None = UNCHANGED,
+    metadata: Mapping[str, Any] | Unchanged | None = UNCHANGED,
     expected_version: int | None = None,
 ) -> Conversation:
     """Set some columns of a conversation; those that are not given stay as they are.

@@ -86,7 +86,7 @@ class RegisteredWrite(Generic[T]):
 
     def __await__(self) -> Generator[Any, Any, T]:
         """Give the result of the write, sending what is registered if need be."""
-        return self.unit.settle(self).__await__()
+        return self.unit._settle(self).__await__()  # noqa: SLF001 - one mechanism, two classes
 
 
 Step: TypeAlias = OpenBlock | CloseBlock | RegisteredWrite[Any]

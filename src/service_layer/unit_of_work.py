@@ -156,7 +156,7 @@ class AsyncUnitOfWork(ABC):
         self._check_live()
         await self._flush()
 
-    async def settle(self, registered: RegisteredWrite[T]) -> T:
+    async def _settle(self, registered: RegisteredWrite[T]) -> T:
         """Return the result of a registered write, sending it first if it was not sent yet."""
         registered.block.check_kept()
         if not registered.sent:

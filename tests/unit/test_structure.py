@@ -39,12 +39,13 @@ LAYERS = {
     "adapters.postgres.embedded": (set[str](), set[str]()),
     "adapters": (set[str](), set[str]()),
     "bootstrap": (
-        {"domain", "service_layer", "adapters.memory.store", "adapters.postgres.store"},
+        {"domain", "service_layer", "adapters.memory.store"}
+        | {"adapters.postgres.store", "adapters.postgres.migrate"},
         {"psycopg", "psycopg_pool"},
     ),
     "entrypoints": (
         {"", "bootstrap", "domain", "entrypoints", "service_layer"}
-        | {"adapters.postgres.embedded", "adapters.postgres.migrate"},  # demo; migrate --sql
+        | {"adapters.postgres.embedded"},  # the demo brings its server
         {"attrs", "click", "rich"},
     ),
 }
