@@ -280,14 +280,14 @@ class Sequence:
         self.open.set()
         self._next = 1
 
-    async def draw(self) -> range:
-        """Draw a block."""
+    async def draw(self, blocks: int) -> list[range]:
+        """Draw blocks."""
         self.draws += 1
         await self.open.wait()
         if self.errors:
             raise self.errors.pop()
-        first, self._next = self._next, self._next + self.block
-        return range(first, first + self.block)
+        first, self._next = self._next, self._next + blocks * self.block
+        return [range(n, n + self.block) for n in range(first, self._next, self.block)]
 
 
 async def settle() -> None:

@@ -13,15 +13,11 @@ if TYPE_CHECKING:
     from psycopg import AsyncConnection
     from psycopg_pool import AsyncConnectionPool
 
-    from conversation_store.adapters.memory.repositories import (
-        InMemoryConversationRepository,
-        InMemoryMessageRepository,
-    )
+    from conversation_store.adapters.memory.conversations import InMemoryConversationRepository
+    from conversation_store.adapters.memory.messages import InMemoryMessageRepository
     from conversation_store.adapters.memory.unit_of_work import InMemoryUnitOfWork
-    from conversation_store.adapters.postgres.repositories import (
-        PsycopgConversationRepository,
-        PsycopgMessageRepository,
-    )
+    from conversation_store.adapters.postgres.conversations import PsycopgConversationRepository
+    from conversation_store.adapters.postgres.messages import PsycopgMessageRepository
     from conversation_store.adapters.postgres.unit_of_work import PsycopgUnitOfWork
 
 

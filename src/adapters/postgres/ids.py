@@ -15,24 +15,24 @@ from typing import Final
 REFILL_BELOW: Final = 0.25
 """A new block is drawn in the background when less than this part of a block is left."""
 
-DrawBlock = Callable[[], Awaitable[range]]
+DrawBlocks = Callable[[int], Awaitable[list[range]]]
 
 
 class IdSource:
     """Gives ids of blocks that were drawn; draws the next one before the last runs out."""
 
-    def __init__(self, draw_block: DrawBlock) -> None:
-        self._draw_block = draw_block
+    def __init__(self, draw_blocks: DrawBlocks) -> None:
+        self._draw_blocks = draw_blocks
         self._ranges: deque[range] = deque()
         self._left = 0
         self._block_size = 0
         self._refill: asyncio.Task[None] | None = None
         self._process = os.getpid()
 
-    async def take(self, count: int, draw_block: DrawBlock | None = None) -> list[int]:
-        """Give `count` ids. Errors: those of drawing a block.
+    async def take(self, count: int, draw_blocks: DrawBlocks | None = None) -> list[int]:
+        """Give `count` ids. Errors: those of drawing.
 
-        `draw_block` draws when none is left: a unit that holds a connection lends it for that, so
+        `draw_blocks` draws when none is left: a unit that holds a connection lends it for that, so
         that it never waits for a second one. The sequence takes no part in transactions, so a
         block drawn so survives a rollback.
         """
@@ -40,13 +40,15 @@ class IdSource:
             self._ranges.clear()
             self._left, self._refill, self._process = 0, None, os.getpid()
         while self._left < count:
-            if draw_block is None:
-                await asyncio.shield(self._start_refill())
+            # How large a block is, only the first one tells.
+            blocks = -(-(count - self._left) // self._block_size) if self._block_size else 1
+            if draw_blocks is None:
+                await asyncio.shield(self._start_refill(blocks))
             else:
-                self._add(await draw_block())
+                self._add(await draw_blocks(blocks))
         ids = self._pop(count)
         if self._left < self._block_size * REFILL_BELOW:
-            self._start_refill()
+            self._start_refill(1)
         return ids
 
     async def close(self) -> None:
@@ -54,11 +56,12 @@ class IdSource:
         if self._refill is not None:
             self._refill.cancel()
             await asyncio.wait([self._refill])
+            self._refill = None  # cancelled before it began, it could not say so itself
 
-    def _add(self, block: range) -> None:
-        self._ranges.append(block)
-        self._left += len(block)
-        self._block_size = len(block)
+    def _add(self, blocks: list[range]) -> None:
+        self._ranges.extend(blocks)
+        self._left += sum(map(len, blocks))
+        self._block_size = len(blocks[0])
 
     def _pop(self, count: int) -> list[int]:
         self._left -= count
@@ -71,16 +74,16 @@ class IdSource:
                 self._ranges.appendleft(block[wanted:])
         return ids
 
-    def _start_refill(self) -> asyncio.Task[None]:
-        """Return the task that draws a block: there is never more than one."""
+    def _start_refill(self, blocks: int) -> asyncio.Task[None]:
+        """Return the task that draws: there is never more than one."""
         if self._refill is None:
-            self._refill = asyncio.create_task(self._draw_ahead())
+            self._refill = asyncio.create_task(self._draw(blocks))
             # Nobody may be waiting: whoever needs an id next meets the error itself.
             self._refill.add_done_callback(lambda task: task.cancelled() or task.exception())
         return self._refill
 
-    async def _draw_ahead(self) -> None:
+    async def _draw(self, blocks: int) -> None:
         try:
-            self._add(await self._draw_block())
+            self._add(await self._draw_blocks(blocks))
         finally:
             self._refill = None

@@ -16,6 +16,7 @@ from attrs import frozen
 from psycopg import sql
 
 from ...domain.errors import StoreMisconfigured
+from ...domain.text import storable_text
 from .connections import Connection
 from .errors import translate
 from .rows import Row
@@ -114,13 +115,15 @@ async def migrate(
 
 def check_schema(schema: str) -> None:
     """Raise StoreMisconfigured for a name that PostgreSQL would refuse or cut short."""
-    if not 1 <= len(schema.encode(errors="replace")) <= MAX_SCHEMA_BYTES or "\0" in schema:
-        reason = f"a schema's name must have 1..{MAX_SCHEMA_BYTES} bytes and no NUL"
+    is_text = storable_text(schema) == schema
+    if not is_text or not 1 <= len(schema.encode()) <= MAX_SCHEMA_BYTES:
+        reason = f"a schema's name must be a text of 1..{MAX_SCHEMA_BYTES} bytes that can be stored"
         raise StoreMisconfigured(reason=reason)
 
 
-def _check_id_block(id_block: int) -> None:
-    if isinstance(id_block, bool) or not 1 <= id_block <= MAX_ID_BLOCK:
+def _check_id_block(id_block: object) -> None:
+    is_integer = isinstance(id_block, int) and not isinstance(id_block, bool)
+    if not is_integer or not 1 <= id_block <= MAX_ID_BLOCK:
         raise StoreMisconfigured(reason=f"id_block must be 1..{MAX_ID_BLOCK}")
 
 

@@ -8,6 +8,7 @@ that no setting or loader of a host's connection matters.
 
 from __future__ import annotations
 
+import re
 from typing import Final, LiteralString
 
 from psycopg import sql
@@ -311,9 +312,13 @@ WITH page AS MATERIALIZED (
 """
 
 NEXT_IDS: Final[LiteralString] = """
-SELECT nextval(seqrelid), seqincrement FROM pg_catalog.pg_sequence
+SELECT nextval(seqrelid), seqincrement
+FROM pg_catalog.pg_sequence, generate_series(1, %(blocks)s)
 WHERE seqrelid = %(sequence)s::regclass
 """
+
+
+_PLACE: Final = re.compile(r"\{(conversations|messages|refuse)\}")
 
 
 class Texts:
@@ -324,15 +329,13 @@ class Texts:
             return sql.Identifier(schema, name).as_string()
 
         def compose(template: str) -> bytes:
-            for place, quoted in names.items():
-                template = template.replace(place, quoted)
-            return template.strip().encode()
+            return _PLACE.sub(lambda place: names[place[1]], template.strip()).encode()
 
         # A % in a statement with parameters is written twice.
         names = {
-            "{conversations}": identifier("ai_conversations").replace("%", "%%"),
-            "{messages}": identifier("ai_messages").replace("%", "%%"),
-            "{refuse}": identifier("refuse").replace("%", "%%"),
+            "conversations": identifier("ai_conversations").replace("%", "%%"),
+            "messages": identifier("ai_messages").replace("%", "%%"),
+            "refuse": identifier("refuse").replace("%", "%%"),
         }
         self.sequence = identifier("ai_ids")
         self.start = compose(START)

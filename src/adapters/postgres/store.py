@@ -12,7 +12,7 @@ from .errors import translate
 from .ids import IdSource
 from .migrate import check_schema, migrate
 from .sql import Texts
-from .unit_of_work import PsycopgUnitOfWork, draw_block
+from .unit_of_work import PsycopgUnitOfWork, draw_blocks
 
 
 class PostgresStore:
@@ -26,7 +26,7 @@ class PostgresStore:
         self._schema = schema
         self._texts = Texts(schema)
         self._connections = PooledConnections(pool)
-        self._ids = IdSource(self._draw_block)
+        self._ids = IdSource(self._draw_blocks)
 
     async def open(self) -> None:
         """Open our own pool. Errors: StoreUnavailable at once if the server cannot be reached."""
@@ -80,10 +80,10 @@ class PostgresStore:
         finally:
             await self._connections.give_back(connection)
 
-    async def _draw_block(self) -> range:
+    async def _draw_blocks(self, blocks: int) -> list[range]:
         connection = await self._connections.borrow()
         try:
-            return await draw_block(connection, self._texts)
+            return await draw_blocks(connection, self._texts, blocks)
         finally:
             await self._connections.give_back(connection)
 

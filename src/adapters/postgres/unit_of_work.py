@@ -19,6 +19,7 @@ from typing import Any, Final
 import psycopg
 from psycopg import AsyncTransaction
 from psycopg.pq import TransactionStatus
+from psycopg.types.numeric import Int8
 
 from ...domain.errors import (
     CommitOutcomeUnknown,
@@ -126,7 +127,7 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
         held = self._connection
         if held is None:
             return await self._ids.take(count)
-        return await self._ids.take(count, lambda: draw_block(held, self._texts))
+        return await self._ids.take(count, lambda blocks: draw_blocks(held, self._texts, blocks))
 
     async def _run_whole(self, steps: list[Step]) -> None:
         if self._in_host_transaction:
@@ -317,10 +318,11 @@ async def _fetch(connection: Connection, text: bytes, parameters: Parameters) ->
     return await cursor.fetchall()
 
 
-async def draw_block(connection: Connection, texts: Texts) -> range:
-    """Draw a block of ids from the sequence: 1 round trip."""
-    [(first, increment)] = await _fetch(connection, texts.next_ids, {"sequence": texts.sequence})
-    return range(first, first + increment)
+async def draw_blocks(connection: Connection, texts: Texts, blocks: int) -> list[range]:
+    """Draw blocks of ids from the sequence: 1 round trip."""
+    parameters = {"sequence": texts.sequence, "blocks": Int8(blocks)}
+    rows = await _fetch(connection, texts.next_ids, parameters)
+    return [range(first, first + increment) for first, increment in rows]
 
 
 async def undo_to(connection: Connection, savepoint: bytes, *, keep: bool = False) -> None:
