@@ -100,7 +100,7 @@ def _why_no_docker() -> str | None:
     return None
 
 
-def _container() -> Any:  # noqa: ANN401
+def _container() -> Any:
     from testcontainers.postgres import PostgresContainer
 
     options = " ".join(f"-c {name}={value}" for name, value in SETTINGS.items())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import psycopg
@@ -42,32 +44,25 @@ def empty(dsn: str, schema: str) -> None:
 AWKWARD_SCHEMA = 'Select "from" 100%s; --ü'
 
 
-class open_store:  # noqa: N801 - reads as a function
-    """Open a store in a schema that is migrated on first use, and empty."""
+@asynccontextmanager
+async def open_store(
+    dsn: str,
+    schema: str,
+    migrated: set[str],
+    *,
+    through: str | None = None,
+    **options: Any,
+) -> AsyncIterator[ConversationStore]:
+    """Open a store in a schema that is migrated on first use, and empty.
 
-    def __init__(
-        self,
-        dsn: str,
-        schema: str,
-        migrated: set[str],
-        *,
-        through: str | None = None,
-        **options: Any,
-    ) -> None:
-        self._dsn, self._schema, self._migrated = dsn, schema, migrated
-        self._store = ConversationStore.connect(
-            through or dsn, schema=schema, **({"min_size": 1, "max_size": 20} | options)
-        )
-
-    async def __aenter__(self) -> ConversationStore:
-        store = await self._store.__aenter__()
-        if self._schema in self._migrated:
-            empty(self._dsn, self._schema)
+    `through` is where the store connects, if that is not the server itself.
+    """
+    values = {"min_size": 1, "max_size": 20} | options
+    async with ConversationStore.connect(through or dsn, schema=schema, **values) as store:
+        if schema in migrated:
+            empty(dsn, schema)
         else:
-            _fresh(self._dsn, self._schema)
+            _fresh(dsn, schema)
             await store.migrate()
-            self._migrated.add(self._schema)
-        return store
-
-    async def __aexit__(self, *error: Any) -> None:
-        await self._store.__aexit__(*error)
+            migrated.add(schema)
+        yield store

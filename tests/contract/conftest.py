@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import psycopg
 import pytest
-from contextlib import asynccontextmanager
+from store_fixtures import AWKWARD_SCHEMA, open_store
 
 from conversation_store import AsyncUnitOfWork, ConversationStore
-
-from store_fixtures import AWKWARD_SCHEMA, open_store
 
 
 class LentStore:
@@ -30,11 +29,10 @@ class LentStore:
 async def _lent(dsn: str, migrated: set[str]) -> AsyncIterator[LentStore]:
     async with open_store(dsn, "operational", migrated) as store:
         connection = await psycopg.AsyncConnection.connect(dsn)
-        async with connection:
-            async with connection.transaction(force_rollback=True):
-                yield LentStore(store, connection)
-                # Whatever a unit met, the host's own transaction is as good as before.
-                await connection.execute("SELECT 1")
+        async with connection, connection.transaction(force_rollback=True):
+            yield LentStore(store, connection)
+            # Whatever a unit met, the host's own transaction is as good as before.
+            await connection.execute("SELECT 1")
 
 
 @pytest.fixture(params=["memory", "postgres", "awkward_schema", "lent_connection"])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Self
 
 import pytest
+from histories import check_history, whole_history
 from store_fixtures import draft, turn
 
 from conversation_store import (
@@ -16,7 +17,6 @@ from conversation_store import (
     ConversationNotFound,
     ConversationStore,
     DuplicateSession,
-    Message,
     Outcome,
     RequestConflict,
     Status,
@@ -38,6 +38,7 @@ Act = Callable[[AsyncUnitOfWork], Awaitable[Any]]
 
 
 async def start(store: ConversationStore, session: str = "s") -> int:
+    """Start a conversation."""
     conversation, _ = await start_conversation(
         store.unit_of_work(), user_id="u", session_id=session
     )
@@ -63,7 +64,7 @@ class Held:
             if not self._keep:
                 await self.uow.rollback()
 
-    async def __aenter__(self) -> Held:
+    async def __aenter__(self) -> Self:
         acted = asyncio.create_task(self._acted.wait())
         await asyncio.wait([acted, self._task], return_when=asyncio.FIRST_COMPLETED)
         acted.cancel()
@@ -86,6 +87,8 @@ async def waits(task: asyncio.Task[Any]) -> bool:
 
 
 def appending(conversation_id: int, *drafts: Any) -> Act:
+    """Return what appends messages."""
+
     async def act(uow: AsyncUnitOfWork) -> None:
         await uow.messages.append(conversation_id, list(drafts) or turn(1))
 
@@ -280,6 +283,8 @@ async def raced(
 
 
 def closing(conversation: int) -> Act:
+    """Return what closes a conversation."""
+
     async def act(uow: AsyncUnitOfWork) -> Any:
         return await uow.conversations.set_status(conversation, Status.CLOSED)
 
@@ -287,6 +292,8 @@ def closing(conversation: int) -> Act:
 
 
 def reopening(conversation: int) -> Act:
+    """Return what reopens a conversation."""
+
     async def act(uow: AsyncUnitOfWork) -> Any:
         return await uow.conversations.set_status(conversation, Status.ACTIVE)
 
@@ -294,6 +301,8 @@ def reopening(conversation: int) -> Act:
 
 
 def removing(conversation: int) -> Act:
+    """Return what removes a conversation."""
+
     async def act(uow: AsyncUnitOfWork) -> Any:
         return await uow.conversations.remove(conversation)
 
@@ -301,6 +310,8 @@ def removing(conversation: int) -> Act:
 
 
 def sending(conversation: int, **values: Any) -> Act:
+    """Return what appends a turn."""
+
     async def act(uow: AsyncUnitOfWork) -> Any:
         return await uow.messages.append(conversation, turn(1), **values)
 
@@ -583,7 +594,7 @@ async def test_a_closing_and_reopening_conversation_loses_nothing(
             await reopen_conversation(uow, conversation_id=conversation)
 
     await asyncio.gather(*(append() for _ in range(6)), flip(), flip())
-    stored = await all_messages(shared_store, conversation)
+    stored = await whole_history(shared_store, conversation)
     assert sorted(acknowledged) == sorted(message.id for message in stored)
 
 
@@ -640,29 +651,6 @@ async def test_many_writers_and_readers_on_one_conversation(
     await check_history(shared_store, conversation, polls, turns=16 * 12, size=3)
 
 
-async def check_history(
-    store: ConversationStore, conversation: int, polls: list[list[int]], turns: int, size: int
-) -> None:
-    """Check positions, turns, polls and the conversation's own counts."""
-    messages = await all_messages(store, conversation)
-    assert [message.position for message in messages] == list(range(1, turns * size + 1))
-    for first in range(0, len(messages), size):
-        said = messages[first : first + size]
-        names = {message.content.rsplit("/", 1)[0] for message in said}
-        assert len(names) == 1
-        assert [message.content[-1] for message in said] == [str(part) for part in range(size)]
-    times = [message.timestamp for message in messages]
-    assert times == sorted(times)
-    ids = [message.id for message in messages]
-    assert polls
-    for seen in polls:
-        assert seen == ids[: len(seen)]
-        assert len(seen) % size == 0
-    found = await get_conversation(store.unit_of_work(), conversation_id=conversation)
-    assert (found.message_count, found.version) == (turns * size, turns + 1)
-    assert found.last_activity == times[-1]
-
-
 async def test_updates_of_different_columns_do_not_undo_each_other(
     shared_store: ConversationStore,
 ) -> None:
@@ -690,23 +678,11 @@ async def test_updates_of_different_columns_do_not_undo_each_other(
 # Helpers ----------------------------------------------------------------------------------------
 
 
-async def all_messages(store: ConversationStore, conversation: int) -> list[Message]:
-    """Return the whole conversation."""
-    messages: list[Message] = []
-    while True:
-        page = await messages_after(
-            store.unit_of_work(), conversation_id=conversation, position=len(messages), limit=1000
-        )
-        messages += page
-        if len(page) < 1000:
-            return messages
-
-
 async def contents(store: ConversationStore, conversation: int) -> list[str]:
     """Return what was said."""
-    return [message.content for message in await all_messages(store, conversation)]
+    return [message.content for message in await whole_history(store, conversation)]
 
 
 async def count(store: ConversationStore, conversation: int) -> int:
     """Return how many messages are stored."""
-    return len(await all_messages(store, conversation))
+    return len(await whole_history(store, conversation))

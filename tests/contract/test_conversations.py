@@ -38,6 +38,7 @@ MISSING = 4_000_000_000_000
 
 
 async def start(store: Any, session: str = "s-1", user: str = "u-1", **values: Any) -> Any:
+    """Start a conversation."""
     conversation, _ = await start_conversation(
         store.unit_of_work(), user_id=user, session_id=session, **values
     )
@@ -135,7 +136,7 @@ async def test_get_refuses_what_is_not_there(store: Any) -> None:
 
 
 async def test_find_gives_none_for_an_unknown_session(store: Any) -> None:
-    """find returns the conversation of a session, or None."""
+    """Find returns the conversation of a session, or None."""
     conversation = await start(store)
     uow = store.unit_of_work()
     assert await find_conversation(uow, user_id="u-1", session_id="s-1") == conversation
@@ -160,6 +161,7 @@ _ALLOWED = {
 
 
 async def reach(store: Any, status: str) -> Any:
+    """Return a conversation of that status."""
     conversation = await start(store)
     if status != "active":
         conversation = await _FUNCTIONS[status](

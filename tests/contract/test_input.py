@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -166,6 +167,7 @@ BAD_JSON: list[Any] = [
 
 
 def nested(depth: int) -> Any:
+    """Return an object of that many levels."""
     value: Any = {}
     for number in range(depth - 1):
         value = {"a": value} if number % 2 else {"a": [value]} if depth < 60 else {"a": value}
@@ -174,7 +176,7 @@ def nested(depth: int) -> Any:
 
 @pytest.mark.parametrize("value", [*BAD_JSON, nested(65)], ids=lambda value: repr(value)[:20])
 async def test_json_objects(store: Any, value: Any) -> None:
-    """slots and metadata are JSON objects that come back as they were."""
+    """Slots and metadata are JSON objects that come back as they were."""
     for field in ("slots", "metadata"):
         with pytest.raises(InvalidMessage) as message:
             draft("x", **{field: value})
@@ -444,11 +446,12 @@ async def test_records(store: Any, bad: Any, field: str) -> None:
 async def test_errors_hold_no_content() -> None:
     """The text of a refusal shows no word of what was said."""
     secret = "my secret \0 words"
-    for call in (
+    calls: tuple[Callable[[], MessageDraft], ...] = (
         lambda: draft(secret),
         lambda: draft("x", slots={"a": secret}),
         lambda: draft("x", metadata={"a": [secret]}),
-    ):
+    )
+    for call in calls:
         with pytest.raises(InvalidInput) as caught:
             call()
         assert "secret" not in str(caught.value) + repr(caught.value)

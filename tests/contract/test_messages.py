@@ -30,6 +30,7 @@ MISSING = 4_000_000_000_000
 
 
 async def start(store: Any, **values: Any) -> int:
+    """Start a conversation."""
     conversation, _ = await start_conversation(
         store.unit_of_work(), user_id="u", session_id="s", **values
     )
@@ -37,12 +38,14 @@ async def start(store: Any, **values: Any) -> int:
 
 
 async def append(store: Any, conversation_id: int, drafts: Any, **values: Any) -> Any:
+    """Append a turn."""
     return await append_messages(
         store.unit_of_work(), conversation_id=conversation_id, drafts=drafts, **values
     )
 
 
 async def contents(store: Any, conversation_id: int) -> list[str]:
+    """Return what was said."""
     messages = await latest_messages(store.unit_of_work(), conversation_id=conversation_id)
     return [message.content for message in messages]
 
@@ -281,10 +284,12 @@ async def test_a_request_that_was_rolled_back_can_be_sent_again(store: Any) -> N
 
 
 async def filled(store: Any, count: int = 10) -> int:
+    """Start a conversation of numbered messages."""
     return await start(store, drafts=[draft(str(n)) for n in range(1, count + 1)])
 
 
 def positions(messages: Any) -> list[int]:
+    """Return the positions of messages."""
     return [message.position for message in messages]
 
 

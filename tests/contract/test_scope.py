@@ -46,10 +46,9 @@ async def as_it_was(store: Any, theirs: Any) -> bool:
     """Return whether the other user's conversation is untouched."""
     conversation, messages = theirs
     uow = store.unit_of_work()
-    return (
-        await get_conversation(uow, conversation_id=conversation.id) == conversation
-        and await latest_messages(uow, conversation_id=conversation.id) == messages
-    )
+    found = await get_conversation(uow, conversation_id=conversation.id)
+    said = await latest_messages(uow, conversation_id=conversation.id)
+    return bool((found, said) == (conversation, messages))
 
 
 ATTEMPTS: dict[str, Callable[[AsyncUnitOfWork, int], Awaitable[Any]]] = {

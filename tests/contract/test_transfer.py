@@ -29,19 +29,23 @@ from conversation_store import (
 
 
 def record(session: str = "s", **values: Any) -> Any:
+    """Return a record."""
     return {"user_id": "u", "session_id": session, "messages": []} | values
 
 
 def said(*contents: str, **values: Any) -> list[Any]:
+    """Return the messages of a record."""
     return [{"role": "user", "content": content} | values for content in contents]
 
 
 async def exported(store: Any, **values: Any) -> list[str]:
+    """Export all as lines."""
     uow = store.unit_of_work()
     return [dump_record(r) async for r in export_conversations(uow, **values)]
 
 
 async def load(store: Any, *records: Any, **values: Any) -> ImportReceipt:
+    """Import records."""
     return await import_conversations(store.unit_of_work(), records=records, **values)
 
 

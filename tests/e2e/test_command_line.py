@@ -413,7 +413,7 @@ def test_show_of_an_unknown_conversation(migrated_here: Any, conversation_id: st
 def test_show_prints_all_that_belongs_to_it(migrated_here: Any, tmp_path: Path) -> None:
     """A transcript has ids, status, times, roles, positions, intents, slots; tools in brief."""
     moments = ["2026-01-01T23:59:58Z", "2026-01-02T00:00:01Z", "2026-01-02T00:00:02Z"]
-    talk = [
+    talk: list[dict[str, object]] = [
         {
             "role": "user",
             "content": "Book it.\nNow.",

@@ -45,7 +45,7 @@ with embedded.EmbeddedPostgres(binaries=Path(sys.argv[2])) as server:
 """
 
 
-def ask(server: EmbeddedPostgres, query: str) -> Any:  # noqa: ANN401
+def ask(server: EmbeddedPostgres, query: str) -> Any:
     """Return the one value that the query gives."""
     with psycopg.connect(server.dsn, autocommit=True) as conn:
         row = conn.execute(query.encode()).fetchone()
@@ -85,7 +85,7 @@ def host_command(python: str = sys.executable, module: str = str(embedded.__file
 @contextmanager
 def host_with_a_server(
     *arguments: str,
-    **how: Any,  # noqa: ANN401
+    **how: Any,
 ) -> Iterator[tuple[subprocess.Popen[str], str, int]]:
     """Start a host in a process of its own; its server's dsn and process id come with it."""
     pipe = subprocess.PIPE

@@ -329,7 +329,8 @@ async def test_a_pool_that_was_lent_is_given_back_as_it_was(dsn: str) -> None:
                 assert not connection.autocommit
                 assert connection.isolation_level is None
                 cursor = await connection.execute("SELECT 1 AS one")
-                assert await cursor.fetchone() == {"one": 1}
+                row: Any = await cursor.fetchone()
+                assert row == {"one": 1}
                 assert connection.pgconn.transaction_status == TransactionStatus.INTRANS
             with pytest.raises(ConversationNotFound):
                 await append_messages(

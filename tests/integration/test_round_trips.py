@@ -111,6 +111,7 @@ SERVICE_FUNCTIONS: dict[str, Call] = {
 
 
 async def counted(wired: Wired, call: Callable[[], Awaitable[Any]]) -> WireCount:
+    """Count what a call sends."""
     with wired.proxy.count() as wire:
         await call()
     return wire
@@ -154,7 +155,7 @@ async def test_a_refusal_is_one_round_trip(wired: Wired) -> None:
 
 @pytest.mark.parametrize("writes", [2, 3, 10])
 async def test_a_unit_of_several_writes_is_one_round_trip(wired: Wired, writes: int) -> None:
-    """n registered writes are n + 2 statements, BEGIN … COMMIT, in 1 round trip."""
+    """N registered writes are n + 2 statements, BEGIN … COMMIT, in 1 round trip."""
 
     async def unit() -> None:
         async with wired.store.unit_of_work() as uow:
@@ -184,7 +185,7 @@ async def test_a_refused_unit_of_several_writes_rolls_back_with_one_more_trip(
 
 @pytest.mark.parametrize("functions", [1, 2, 5])
 async def test_service_functions_in_an_outer_block(wired: Wired, functions: int) -> None:
-    """k write service functions in one outer block are k + 2 round trips."""
+    """K write service functions in one outer block are k + 2 round trips."""
 
     async def unit() -> None:
         async with wired.store.unit_of_work() as uow:

@@ -122,8 +122,8 @@ def check_schema(schema: str) -> None:
 
 
 def _check_id_block(id_block: object) -> None:
-    is_integer = isinstance(id_block, int) and not isinstance(id_block, bool)
-    if not is_integer or not 1 <= id_block <= MAX_ID_BLOCK:
+    is_flag = isinstance(id_block, bool)
+    if is_flag or not isinstance(id_block, int) or not 1 <= id_block <= MAX_ID_BLOCK:
         raise StoreMisconfigured(reason=f"id_block must be 1..{MAX_ID_BLOCK}")
 
 
