@@ -6,7 +6,7 @@ import gzip
 import json
 import os
 import platform
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,23 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say which server the tests ran on."""
     for origin in _origin:
         terminalreporter.write_line(f"server under test: {origin}")
+
+
+_MAY_NOT_BE_SKIPPED = {"server", "store", "shared_store"}
+_NEED_THE_DATA = {"dialogues", "naughty_strings"}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """In CI fail a test that was skipped although what it needs is, or has to be, there."""
+    report = yield
+    asked_for = set(getattr(item, "fixturenames", ()))
+    needed = _MAY_NOT_BE_SKIPPED | (_NEED_THE_DATA if _SHARED.exists() else set())
+    if report.skipped and asked_for & needed and "CONVERSATION_STORE_CI" in os.environ:
+        report.outcome = "failed"
+    return report
 
 
 @pytest.fixture(scope="session")

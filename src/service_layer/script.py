@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Coroutine, Generator
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from attrs import define, field, frozen
 
 from ..domain.errors import ConversationStoreError, UnitOfWorkMisuse
 from ..domain.repository import Write
-
-if TYPE_CHECKING:
-    from .unit_of_work import AsyncUnitOfWork
 
 T = TypeVar("T")
 
@@ -73,7 +70,8 @@ class CloseBlock:
 class RegisteredWrite(Generic[T]):
     """A write in its block; the Pending that the caller holds."""
 
-    unit: AsyncUnitOfWork = field(repr=False)
+    settle: Callable[[RegisteredWrite[T]], Coroutine[Any, Any, T]] = field(repr=False)
+    """How its unit of work gives its result."""
     block: Block = field(repr=False)
     write: Write[T] = field(repr=False)
     sent: bool = False
@@ -86,7 +84,7 @@ class RegisteredWrite(Generic[T]):
 
     def __await__(self) -> Generator[Any, Any, T]:
         """Give the result of the write, sending what is registered if need be."""
-        return self.unit._settle(self).__await__()  # noqa: SLF001 - one mechanism, two classes
+        return self.settle(self).__await__()
 
 
 Step: TypeAlias = OpenBlock | CloseBlock | RegisteredWrite[Any]

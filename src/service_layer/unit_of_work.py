@@ -147,7 +147,7 @@ class AsyncUnitOfWork(ABC):
         """Take a write into the current block; it is sent at the next flush."""
         block = self._check_live()
         block.wrote = True
-        registered = RegisteredWrite(self, block, write)
+        registered = RegisteredWrite(self._settle, block, write)
         self._script.append(registered)
         return registered
 

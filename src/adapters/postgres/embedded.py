@@ -62,8 +62,12 @@ def _likely_folders() -> Iterable[Path]:
     yield from (v / "bin" for v in sorted(versions, key=lambda v: float(v.name), reverse=True))
 
 
+def _hear_nothing(signal_number: int, frame: FrameType | None) -> None:
+    """Handle a signal by not minding it."""
+
+
 def _first_with_a_server(folders: Iterable[Path]) -> Path:
-    seen = []
+    seen: list[str] = []
     for folder in folders:
         if (folder / "postgres").is_file() and (folder / "initdb").is_file():
             return folder.absolute()
@@ -205,7 +209,7 @@ class _Guardian:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # our parent may ignore it
         for deaf_to in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
             # Not SIG_IGN: the server would inherit it, and be deaf itself while it starts.
-            signal.signal(deaf_to, lambda *_: None)
+            signal.signal(deaf_to, _hear_nothing)
         server, crashed = None, False
         try:
             dsn, port, version, command = self.prepare()
