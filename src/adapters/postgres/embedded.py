@@ -62,7 +62,7 @@ def _likely_folders() -> Iterable[Path]:
     yield from (v / "bin" for v in sorted(versions, key=lambda v: float(v.name), reverse=True))
 
 
-def _hear_nothing(signal_number: int, frame: FrameType | None) -> None:
+def _hear_nothing(*_: object) -> None:
     """Handle a signal by not minding it."""
 
 
