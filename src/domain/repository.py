@@ -176,7 +176,7 @@ class ConversationRepository(_Repository, ABC):
         """Register new values for some columns. Errors: ConversationNotFound, ConcurrentUpdate."""
         conversation_id = _conversation_id(conversation_id)
         version = _version(expected_version)
-        return self._unit.register(self._update(conversation_id, changes, version))
+        return self._unit.register(self._update(conversation_id, evolve(changes), version))
 
     def set_status(
         self, conversation_id: int, target: Status, *, expected_version: int | None = None
@@ -225,9 +225,8 @@ class ConversationRepository(_Repository, ABC):
     def _owned(
         self, conversation: NewConversation, drafts: Sequence[MessageDraft]
     ) -> NewConversation:
+        """Return a conversation as it is now, with its drafts; it is the unit's own user's."""
         self._owner(conversation.user_id)
-        if not drafts:
-            return conversation
         return evolve(conversation, drafts=check_drafts(drafts, least=0))
 
     @abstractmethod

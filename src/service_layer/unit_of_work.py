@@ -112,7 +112,7 @@ class AsyncUnitOfWork(ABC):
         traceback: TracebackType | None,
     ) -> None:
         """Leave the innermost block: keep what was done in it, or discard it on an exception."""
-        block = self._check_task()
+        block = self._check_task(leaving=True)
         try:
             if exc is not None:
                 if block.state is BlockState.LIVE:
@@ -135,7 +135,7 @@ class AsyncUnitOfWork(ABC):
 
         Until it is left, everything but leaving it is misuse.
         """
-        block = self._check_task()
+        block = self._check_task(leaving=True)
         if block.state is BlockState.LIVE:
             await self._discard(block, None)
         elif block.state is BlockState.FAILED:
@@ -175,11 +175,13 @@ class AsyncUnitOfWork(ABC):
 
     # Life of a block ------------------------------------------------------------------------------
 
-    def _check_task(self) -> Block:
+    def _check_task(self, *, leaving: bool = False) -> Block:
         if not self._blocks:
             reason = "the unit of work is not entered: use it inside `async with uow:`"
             raise UnitOfWorkMisuse(reason=reason)
-        if asyncio.current_task() is not self._task:
+        # Of a task that is over, another may at least clean up.
+        is_orphan = leaving and self._task is not None and self._task.done()
+        if asyncio.current_task() is not self._task and not is_orphan:
             reason = "the unit of work belongs to another task: give each task its own"
             raise UnitOfWorkMisuse(reason=reason)
         return self._blocks[-1]
@@ -214,6 +216,7 @@ class AsyncUnitOfWork(ABC):
             raise failure.error from failure.error.__cause__
         except BaseException as error:
             await self._fail(first_block(steps), error)
+            self._script[:0] = [step for step in steps if _is_still_to_open(step)]
             raise
 
     async def _give_ids(self, steps: list[Step]) -> None:
@@ -229,18 +232,17 @@ class AsyncUnitOfWork(ABC):
             self._script.pop()  # its OpenBlock: nothing came after it
             return
         parent.wrote = True
+        await self._flush()
+        # Told with what comes next: until then an interrupted flush can still be undone alone.
         self._script.append(CloseBlock(block))
-        await self._send(self._take_script())
 
     async def _finish(self, block: Block) -> None:
         """Leave the outermost block, live: commit."""
-        if not block.wrote:
-            return
-        steps = self._take_script()
         if not block.opened:
-            await self._send_whole(block, [*steps, CloseBlock(block)])
+            if block.wrote:
+                await self._send_whole(block, [*self._take_script(), CloseBlock(block)])
             return
-        await self._send(steps)
+        await self._flush()
         try:
             await self._commit()
         except BaseException as error:
@@ -268,6 +270,8 @@ class AsyncUnitOfWork(ABC):
 
     def _mark_failed(self, block: Block, error: BaseException) -> None:
         """Mark a block and all inside it as failed; what was registered in them is dropped."""
+        if self._outcome is Outcome.COMMITTED:
+            return  # interrupted when all was stored already
         if isinstance(error, CommitOutcomeUnknown):
             self._outcome = Outcome.UNKNOWN
         elif not isinstance(error, ConversationStoreError):
@@ -285,10 +289,8 @@ class AsyncUnitOfWork(ABC):
         await self._undo_or_abort(block)
 
     def _drop_script(self, block: Block) -> None:
-        for index, step in enumerate(self._script):
-            if step.block.depth >= block.depth:
-                del self._script[index:]
-                break
+        dropped = self._blocks[block.depth :]
+        self._script = [step for step in self._script if step.block not in dropped]
 
     async def _undo_or_abort(self, block: Block) -> None:
         """Undo what was sent of a block; if that fails nothing of the unit can be kept."""
@@ -329,6 +331,8 @@ class AsyncUnitOfWork(ABC):
     async def _run(self, steps: list[Step]) -> None:
         """Carry out steps in a transaction that stays open, begun if there is none.
 
+        A CloseBlock may be the first step, of a block that was left before; one that is never
+        told ends with the transaction.
         Gives each write its result, also those before one that fails, and sets `opened` on each
         block that it opens. Raises StepFailedError naming the block whose write failed; any other
         exception concerns all blocks that have a part in the steps.
@@ -345,6 +349,12 @@ class AsyncUnitOfWork(ABC):
     @abstractmethod
     async def _abort(self) -> None:
         """Undo the open transaction and end it; sets the outcome."""
+
+
+def _is_still_to_open(step: Step) -> bool:
+    """Whether a block goes on of which the adapter was not told, because it never got so far."""
+    block = step.block
+    return isinstance(step, OpenBlock) and not block.opened and block.state is BlockState.LIVE
 
 
 def _interrupted(error: BaseException) -> TransactionAborted:

@@ -17,6 +17,7 @@ from conversation_store import (
     ConversationNotFound,
     ConversationStore,
     DuplicateSession,
+    NewConversation,
     Outcome,
     RequestConflict,
     Status,
@@ -28,6 +29,7 @@ from conversation_store import (
     find_conversation,
     get_conversation,
     get_or_start_conversation,
+    import_conversations,
     messages_after,
     reopen_conversation,
     start_conversation,
@@ -503,6 +505,77 @@ async def test_get_or_start_waits_for_a_start_of_the_same_session(
     found = await find_conversation(shared_store.unit_of_work(), user_id="u", session_id="new")
     assert found == conversation
     assert created is not keep
+
+
+async def test_a_start_that_waits_holds_nothing(shared_store: ConversationStore) -> None:
+    """Who waits for a session's conversation is in nobody's way: its owner may delete it."""
+    conversation = await start(shared_store)
+
+    async def starting() -> Any:
+        return await start_conversation(shared_store.unit_of_work(), user_id="u", session_id="s")
+
+    async with shared_store.unit_of_work() as uow:
+        await uow.messages.append(conversation, turn(1))
+        task = asyncio.create_task(starting())
+        assert await waits(task)
+        await uow.conversations.remove(conversation)
+        again, _ = await uow.conversations.add(NewConversation(user_id="u", session_id="s"))
+    with pytest.raises(DuplicateSession):
+        await task
+    found = await find_conversation(shared_store.unit_of_work(), user_id="u", session_id="s")
+    assert found == again
+
+
+async def test_a_skipped_record_locks_nothing(shared_store: ConversationStore) -> None:
+    """A session that an open import left out may be deleted meanwhile."""
+    conversation = await start(shared_store)
+    record: Any = {"user_id": "u", "session_id": "s", "messages": []}
+
+    async def importing(uow: AsyncUnitOfWork) -> None:
+        receipt = await import_conversations(uow, records=[record], on_duplicate="skip")
+        assert receipt.skipped == 1
+
+    async with Held(shared_store, importing):
+        async with asyncio.timeout(1):
+            await delete_conversation(shared_store.unit_of_work(), conversation_id=conversation)
+
+
+async def test_a_wait_cancelled_as_the_lock_is_given_harms_nobody(
+    shared_store: ConversationStore,
+) -> None:
+    """Cancelled in the moment in which the holder ends, a waiter ends as cancelled."""
+    conversation = await start(shared_store)
+    for _ in range(10):
+        async with Held(shared_store, appending(conversation, draft("held"))) as held:
+            task = asyncio.create_task(
+                append_messages(
+                    shared_store.unit_of_work(), conversation_id=conversation, drafts=turn(1)
+                )
+            )
+            await asyncio.sleep(0.02)
+            ending = asyncio.create_task(held.end())
+            task.cancel()
+            [end] = await asyncio.gather(task, return_exceptions=True)
+            assert isinstance(end, (asyncio.CancelledError, list))
+            await ending
+    await append_messages(shared_store.unit_of_work(), conversation_id=conversation, drafts=turn(2))
+
+
+async def test_an_inner_block_that_timed_out_leaves_the_outer_whole(
+    shared_store: ConversationStore,
+) -> None:
+    """The first write of a unit timed out in an inner block: the outer goes on and commits."""
+    busy, free = await start(shared_store, "busy"), await start(shared_store, "free")
+    async with Held(shared_store, appending(busy)):
+        for impatient in (True, False):
+            async with shared_store.unit_of_work() as uow:
+                with pytest.raises((TimeoutError, StoreTimeout)):
+                    async with asyncio.timeout(0.05 if impatient else 10):
+                        await append_messages(uow, conversation_id=busy, drafts=turn(1))
+                await append_messages(uow, conversation_id=free, drafts=turn(2))
+            assert uow.outcome is Outcome.COMMITTED
+    assert await count(shared_store, free) == 4
+    assert await count(shared_store, busy) == 2
 
 
 # Races ------------------------------------------------------------------------------------------

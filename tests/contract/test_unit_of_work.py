@@ -465,6 +465,48 @@ async def test_a_session_freed_and_taken_in_an_inner_block_comes_back(
     assert await count(store, conversation) == 2
 
 
+@pytest.mark.parametrize("end", ["caught", "rolled back", "read after"])
+async def test_a_unit_whose_only_write_was_discarded_ends_like_any_other(
+    store: Any, conversation: int, end: str
+) -> None:
+    """Rule 4: an outer block that wrote nothing itself ends what its inner block began."""
+    uow = store.unit_of_work()
+    for _ in range(3):
+        async with uow:
+            if end == "rolled back":
+                async with uow:
+                    await uow.messages.append(conversation, turn(1))
+                    await uow.rollback()
+            else:
+                with pytest.raises(HostError):
+                    async with uow:
+                        await append_messages(uow, conversation_id=conversation, drafts=turn(1))
+                        raise HostError
+            if end == "read after":
+                assert (await uow.conversations.get(conversation)).message_count == 2
+    async with uow:
+        uow.messages.append(conversation, turn(1))
+    assert await count(store, conversation) == 4
+
+
+async def test_a_changed_value_is_stored_as_it_was_registered(store: Any) -> None:
+    """Rule 2: metadata that is changed between registering and sending has no effect."""
+    first, second = {"a": [1]}, {"b": [1]}
+    started = NewConversation(user_id="u", session_id="n", metadata=first)
+    async with store.unit_of_work() as uow:
+        pending = uow.conversations.add(started)
+        assert started.metadata is not None
+        started.metadata["a"].append(2)
+        conversation, _ = await pending
+        changes = ConversationChanges(metadata=second)
+        uow.conversations.update(conversation.id, changes)
+        assert isinstance(changes.metadata, dict)
+        changes.metadata["b"].append(2)
+    assert conversation.metadata == {"a": [1]}
+    found = await get_conversation(store.unit_of_work(), conversation_id=conversation.id)
+    assert found.metadata == {"b": [1]}
+
+
 # 6, 7: units ------------------------------------------------------------------------------------
 
 
@@ -545,6 +587,27 @@ async def test_a_unit_is_used_inside_its_block(store: Any, conversation: int) ->
             await uow.rollback()
         async with uow:
             pass
+
+
+@pytest.mark.parametrize("how", ["leave", "rollback"])
+async def test_a_unit_of_a_task_that_ended_can_be_cleaned_up_by_another(
+    store: Any, conversation: int, how: str
+) -> None:
+    """Rule 7: whoever finds a unit that its task left open may end it, and nothing else."""
+    uow = store.unit_of_work()
+
+    async def leave_open() -> None:
+        await uow.__aenter__()
+        await uow.messages.append(conversation, turn(1))
+
+    await asyncio.create_task(leave_open())
+    with pytest.raises(UnitOfWorkMisuse):
+        uow.messages.append(conversation, turn(2))
+    if how == "rollback":
+        await uow.rollback()
+    error = HostError() if how == "leave" else None
+    await uow.__aexit__(type(error) if error else None, error, None)
+    assert await count(store, conversation) == 2
 
 
 # 8: cancellation --------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -170,6 +171,63 @@ async def test_a_transaction_that_the_host_ended_is_told(
     assert conversation.version == 1
 
 
+async def leave_copy_open(connection: Any) -> None:
+    """Begin a COPY that nobody ends."""
+    copy = connection.cursor().copy("COPY (SELECT generate_series(1, 100000)) TO STDOUT")
+    await copy.__aenter__()
+
+
+async def leave_pipeline_open(connection: Any) -> None:
+    """Enter a pipeline that nobody leaves."""
+    await connection.pipeline().__aenter__()
+
+
+@pytest.mark.parametrize("how", ["closed", "pipeline", "COPY"])
+@pytest.mark.parametrize("then", ["nothing", "write", "read", "inner block"])
+async def test_a_connection_that_the_host_left_in_the_middle_of_something_is_told(
+    postgres: ConversationStore, how: str, then: str
+) -> None:
+    """Nothing is stored, nothing hangs, and the pool serves the next call."""
+    uow = postgres.unit_of_work()
+    async with asyncio.timeout(10):
+        with pytest.raises((UnitOfWorkMisuse, StoreUnavailable)):
+            async with uow:
+                conversation, _ = await start_conversation(uow, user_id="u", session_id="s")
+                connection = await uow.connection()
+                if how == "closed":
+                    await connection.close()
+                else:
+                    await (leave_pipeline_open if how == "pipeline" else leave_copy_open)(
+                        connection
+                    )
+                if then == "write":
+                    uow.messages.append(conversation.id, turn(1))
+                elif then == "read":
+                    await uow.conversations.get(conversation.id)
+                elif then == "inner block":
+                    await append_messages(uow, conversation_id=conversation.id, drafts=turn(1))
+        assert uow.outcome is Outcome.ROLLED_BACK
+        assert not await exists(postgres, "s")
+        for number in range(25):
+            await start_conversation(
+                postgres.unit_of_work(), user_id="u", session_id=f"next-{number}"
+            )
+
+
+async def test_a_host_that_committed_and_failed_is_not_told_that_nothing_is_stored(
+    postgres: ConversationStore,
+) -> None:
+    """After a literal COMMIT of the host's the outcome is unknown, whatever comes then."""
+    uow = postgres.unit_of_work()
+    with pytest.raises(HostError):
+        async with uow:
+            await start_conversation(uow, user_id="u", session_id="s")
+            connection = await uow.connection()
+            await connection.execute("COMMIT")
+            raise HostError
+    assert uow.outcome is Outcome.UNKNOWN
+
+
 # Our unit in the host's transaction ---------------------------------------------------------------
 
 
@@ -307,6 +365,40 @@ async def test_the_session_of_the_host_does_not_matter(
         )
     stored = await latest_messages(postgres.unit_of_work(), conversation_id=conversation.id)
     assert stored == messages + again
+
+
+async def test_two_units_that_overlap_on_one_transaction_are_told(
+    postgres: ConversationStore, lent: Any
+) -> None:
+    """Savepoints must nest: where units overlap, nothing is said to be stored that is not."""
+    async with lent.transaction(force_rollback=True):
+        a = postgres.unit_of_work(connection=lent)
+        b = postgres.unit_of_work(connection=lent)
+        await a.__aenter__()
+        await a.conversations.add(new("a"))
+        await b.__aenter__()
+        await b.conversations.add(new("b"))
+        await a.__aexit__(HostError, HostError(), None)
+        with pytest.raises(UnitOfWorkMisuse, match="overlap"):
+            await b.__aexit__(None, None, None)
+        assert (a.outcome, b.outcome) == (Outcome.ROLLED_BACK, Outcome.ROLLED_BACK)
+    assert not await exists(postgres, "a")
+    assert not await exists(postgres, "b")
+
+
+async def test_a_transaction_that_begins_on_a_lent_connection_inside_a_unit_is_refused(
+    postgres: ConversationStore, lent: Any
+) -> None:
+    """The unit does not end what it did not begin."""
+    await lent.set_autocommit(True)
+    uow = postgres.unit_of_work(connection=lent)
+    with pytest.raises(UnitOfWorkMisuse, match="begun"):
+        async with uow:
+            await lent.execute("BEGIN")
+            uow.conversations.add(new("s"))
+    assert lent.pgconn.transaction_status == TransactionStatus.INTRANS
+    await lent.execute("ROLLBACK")
+    assert not await exists(postgres, "s")
 
 
 # The host's pool ----------------------------------------------------------------------------------

@@ -195,7 +195,8 @@ async def test_service_functions_in_an_outer_block(wired: Wired, functions: int)
     wire = await counted(wired, unit)
     assert wire.round_trips == functions + 2
     assert sum(text.startswith("SAVEPOINT") for text in wire.texts) == functions
-    assert sum(text.startswith("RELEASE") for text in wire.texts) == functions
+    # A savepoint is released with what comes next; the last one ends with the transaction.
+    assert sum(text.startswith("RELEASE") for text in wire.texts) == functions - 1
 
 
 async def test_reads_in_a_block_need_no_transaction(wired: Wired) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -15,7 +16,9 @@ from conversation_store import (
     CommitOutcomeUnknown,
     ConversationNotFound,
     ConversationStore,
+    NewConversation,
     Outcome,
+    Status,
     StoreError,
     StoreTimeout,
     StoreUnavailable,
@@ -378,51 +381,110 @@ async def test_get_or_start_always_gives_a_row(postgres: ConversationStore) -> N
 
 
 async def terminate(dsn: str) -> None:
-    """End the stores' connections on the server."""
+    """End the stores' connections on the server, and see them go."""
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
         await connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
             "WHERE application_name = 'conversation-store'"
         )
 
 
-async def test_a_read_on_a_lost_connection_is_unavailable_and_the_pool_recovers(
-    narrow: ConversationStore, dsn: str
+async def test_connections_that_the_server_ended_while_idle_are_not_used(
+    dsn: str, migrated: set[str]
 ) -> None:
-    """StoreUnavailable, retryable; the next call has a new connection."""
-    conversation = await start(narrow)
-    await terminate(dsn)
-    with pytest.raises(StoreUnavailable) as caught:
-        await get_conversation(narrow.unit_of_work(), conversation_id=conversation)
-    assert caught.value.retryable
-    assert await count(narrow, conversation) == 0
+    """After a restart, or a pooler's cut, the first calls work: nothing is sent on a dead one."""
+    options = {"min_size": 4, "max_size": 4}
+    async with open_store(dsn, "operational", migrated, **options) as store:
+        conversation = await start(store)
+        for number in range(3):
+            await terminate(dsn)
+            await asyncio.gather(
+                *(
+                    append_messages(
+                        store.unit_of_work(), conversation_id=conversation, drafts=turn(number)
+                    )
+                    for _ in range(6)
+                )
+            )
+            await get_conversation(store.unit_of_work(), conversation_id=conversation)
+        assert await count(store, conversation) == 36
 
 
-async def test_a_write_on_a_lost_connection_is_unknown(narrow: ConversationStore, dsn: str) -> None:
+@asynccontextmanager
+async def locked(dsn: str, conversation: int) -> AsyncIterator[None]:
+    """Hold the lock of a conversation."""
+    async with await psycopg.AsyncConnection.connect(dsn) as blocker:
+        await blocker.execute(
+            "SELECT FROM operational.ai_conversations WHERE id = %s FOR UPDATE", (conversation,)
+        )
+        yield
+        await blocker.rollback()
+
+
+async def lost_while_it_waits(dsn: str, conversation: int, unit: Any) -> Any:
+    """Return how a unit ends whose connection is lost while it waits for a lock."""
+    async with locked(dsn, conversation):
+        task = asyncio.create_task(unit)
+        await asyncio.sleep(0.2)
+        await terminate(dsn)
+        [end] = await asyncio.gather(task, return_exceptions=True)
+    return end
+
+
+@pytest.mark.parametrize("writes", [1, 3])
+async def test_a_unit_lost_while_it_is_committed_is_unknown(
+    narrow: ConversationStore, dsn: str, writes: int
+) -> None:
     """CommitOutcomeUnknown names the conversation, the messages and the request."""
     conversation = await start(narrow)
-    await terminate(dsn)
     uow = narrow.unit_of_work()
-    with pytest.raises(CommitOutcomeUnknown) as caught:
-        await append_messages(uow, conversation_id=conversation, drafts=turn(1), request_id="r")
-    error = caught.value
+
+    async def unit() -> None:
+        async with uow:
+            for number in range(writes):
+                uow.messages.append(conversation, turn(1), request_id=f"r-{number}")
+
+    error = await lost_while_it_waits(dsn, conversation, unit())
+    assert isinstance(error, CommitOutcomeUnknown)
     assert uow.outcome is Outcome.UNKNOWN
-    assert (error.conversation_ids, error.request_ids) == ((conversation,), ("r",))
-    assert len(error.message_ids) == 2
-    again = await append_messages(uow, conversation_id=conversation, drafts=turn(1), request_id="r")
-    assert [message.position for message in again] == [1, 2]
+    assert error.conversation_ids == (conversation,) * writes
+    assert error.request_ids == tuple(f"r-{number}" for number in range(writes))
+    assert len(set(error.message_ids)) == 2 * writes
+    await unit()
+    assert await count(narrow, conversation) == 2 * writes
 
 
 async def test_an_unknown_start_names_its_ids(narrow: ConversationStore, dsn: str) -> None:
     """The ids of what would have been started are in the error."""
-    await start(narrow)
-    await terminate(dsn)
-    with pytest.raises(CommitOutcomeUnknown) as caught:
-        await start_conversation(
-            narrow.unit_of_work(), user_id="u", session_id="new", drafts=turn(1)
-        )
-    assert len(caught.value.conversation_ids) == 1
-    assert len(caught.value.message_ids) == 2
+    conversation = await start(narrow)
+
+    async def unit() -> None:
+        async with narrow.unit_of_work() as uow:
+            uow.conversations.add(NewConversation(user_id="u", session_id="new"), turn(1))
+            uow.conversations.set_status(conversation, Status.CLOSED)
+
+    error = await lost_while_it_waits(dsn, conversation, unit())
+    assert isinstance(error, CommitOutcomeUnknown)
+    assert len(error.conversation_ids) == 2
+    assert conversation in error.conversation_ids
+    assert len(error.message_ids) == 2
+
+
+async def test_a_read_that_is_lost_is_unavailable_and_the_pool_recovers(
+    narrow: ConversationStore, dsn: str
+) -> None:
+    """StoreUnavailable, retryable; the next call has a new connection."""
+    conversation = await start(narrow)
+
+    async def read() -> None:
+        async with narrow.unit_of_work() as uow, asyncio.timeout(5):
+            cast_away: Any = uow
+            await cast_away.fetch(b"SELECT pg_sleep(3)", {})
+
+    error = await lost_while_it_waits(dsn, conversation, read())
+    assert isinstance(error, StoreUnavailable)
+    assert error.retryable
+    assert await count(narrow, conversation) == 0
 
 
 async def test_a_connection_lost_before_the_commit_stores_nothing(
@@ -444,14 +506,17 @@ async def test_a_connection_lost_before_the_commit_stores_nothing(
 async def test_a_connection_lost_at_the_commit_is_unknown(
     narrow: ConversationStore, dsn: str
 ) -> None:
-    """Lost between the last flush and the COMMIT, the outcome is not guessed."""
+    """Lost between the last flush and the COMMIT, the outcome is not guessed, and ids are named."""
     conversation = await start(narrow)
     uow = narrow.unit_of_work()
-    with pytest.raises(CommitOutcomeUnknown):
+    with pytest.raises(CommitOutcomeUnknown) as caught:
         async with uow:
-            await uow.messages.append(conversation, turn(1))
+            messages = await uow.messages.append(conversation, turn(1), request_id="r")
             await terminate(dsn)
     assert uow.outcome is Outcome.UNKNOWN
+    assert caught.value.conversation_ids == (conversation,)
+    assert caught.value.message_ids == tuple(message.id for message in messages)
+    assert caught.value.request_ids == ("r",)
     assert await count(narrow, conversation) == 0
 
 
@@ -499,3 +564,94 @@ async def test_a_server_that_is_not_there_is_unavailable_at_once() -> None:
         with pytest.raises(StoreUnavailable, match="cannot be reached"):
             async with store:
                 pass
+
+
+# Trouble before anything was sent -----------------------------------------------------------------
+
+
+async def test_an_inner_block_that_got_no_connection_leaves_the_outer_whole(
+    dsn: str, migrated: set[str]
+) -> None:
+    """What the outer block does afterwards is stored, and its transaction ends."""
+    options: dict[str, Any] = {"min_size": 1, "max_size": 1, "timeout": 0.1}
+    async with open_store(dsn, "operational", migrated, **options) as store:
+        conversation = await start(store)
+        async with store.unit_of_work() as uow:
+            async with store.unit_of_work() as holder:
+                await holder.messages.append(conversation, [draft("1")])
+                with pytest.raises(StoreTimeout):
+                    await append_messages(uow, conversation_id=conversation, drafts=[draft("no")])
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.02):
+                        await append_messages(
+                            uow, conversation_id=conversation, drafts=[draft("no")]
+                        )
+            await append_messages(uow, conversation_id=conversation, drafts=[draft("2")])
+        assert uow.outcome is Outcome.COMMITTED
+        stored = await latest_messages(store.unit_of_work(), conversation_id=conversation)
+        assert [message.content for message in stored] == ["1", "2"]
+        assert await states(dsn) == ["idle"]
+
+
+async def test_inner_blocks_that_ran_out_of_time_at_any_moment_leave_the_outer_whole(
+    postgres: ConversationStore, dsn: str
+) -> None:
+    """Timeouts at random moments of an inner flush never harm the outer block."""
+    conversation = await start(postgres)
+    dice = random.Random(7)
+    ends: list[str] = []
+    for number in range(150):
+        async with postgres.unit_of_work() as uow:
+            await append_messages(uow, conversation_id=conversation, drafts=[draft("a")])
+            try:
+                async with asyncio.timeout(dice.random() * 0.004):
+                    await append_messages(
+                        uow, conversation_id=conversation, drafts=[draft(f"inner {number}")]
+                    )
+            except TimeoutError:
+                ends.append("timeout")
+            else:
+                ends.append("kept")
+            await append_messages(uow, conversation_id=conversation, drafts=[draft("b")])
+        assert uow.outcome is Outcome.COMMITTED
+    assert len(set(ends)) == 2
+    assert await count(postgres, conversation) == 300 + ends.count("kept")
+    assert set(await states(dsn)) == {"idle"}
+
+
+async def test_cancelled_twice_no_connection_is_lost(dsn: str, migrated: set[str]) -> None:
+    """Cancelled again while they clean up, units give every connection back, clean or replaced."""
+    options = {"min_size": 3, "max_size": 3}
+    async with open_store(dsn, "operational", migrated, **options) as store:
+        conversation = await start(store)
+        dice = random.Random(11)
+
+        async def unit(kind: int) -> None:
+            async with store.unit_of_work() as uow:
+                uow.messages.append(conversation, turn(1))
+                if kind:
+                    uow.messages.append(conversation, turn(2))
+                if kind == 2:
+                    await uow.conversations.get(conversation)
+                    uow.messages.append(conversation, turn(3))
+
+        async def one(number: int) -> None:
+            task = asyncio.create_task(unit(number % 3))
+            await asyncio.sleep(dice.random() * 0.01)
+            for _ in range(dice.randrange(1, 4)):
+                task.cancel()
+                await asyncio.sleep(dice.random() * 0.001)
+            with suppress(asyncio.CancelledError):
+                await task
+
+        for first in range(0, 300, 6):
+            await asyncio.gather(*(one(number) for number in range(first, first + 6)))
+        async with asyncio.timeout(10):
+            units = [store.unit_of_work() for _ in range(3)]
+            async with units[0] as a, units[1] as b, units[2] as c:
+                for each in (a, b, c):
+                    await each.connection()
+        await count(store, conversation)
+        async with asyncio.timeout(5):
+            while set(await states(dsn)) != {"idle"}:
+                await asyncio.sleep(0.01)

@@ -170,8 +170,6 @@ class InMemoryConversationRepository(ConversationRepository):
     async def _drop(self, conversation_id: int) -> Stored | None:
         stored = await self._view.lock(conversation_id)
         if stored is not None:
-            conversation = stored.conversation
-            await self._view.lock_session((conversation.user_id, conversation.session_id))
             self._view.drop(stored)
         return stored
 

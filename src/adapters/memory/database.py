@@ -205,16 +205,25 @@ class View:
     async def lock_session(self, session: Session) -> Stored | None:
         """Wait for the right to start a session; return its conversation if there is one.
 
-        Waits for whoever is changing that conversation, too, as a unique index does.
+        As a unique index does: whoever finds a conversation waits for those who are changing it,
+        and holds nothing meanwhile; whoever finds none holds the session to the end of the block.
         """
-        await self._acquire(("session", session))
-        found = self.find_session(session)
-        if found is None:
-            return None
-        key = ("conversation", found.conversation.id)
-        if await self.database.locks.acquire(key, self._holder):
-            self.database.locks.release(key)
-        return self.find_session(session)
+        locks, key = self.database.locks, ("session", session)
+        while True:
+            is_new = await locks.acquire(key, self._holder)
+            found = self.find_session(session)
+            if found is None:
+                if is_new:
+                    self.layers[-1].locks.append(key)
+                return None
+            if is_new:
+                locks.release(key)
+            row = ("conversation", found.conversation.id)
+            if await locks.acquire(row, self._holder):
+                locks.release(row)
+            found = self.find_session(session)
+            if found is not None:
+                return found
 
     async def _acquire(self, key: Hashable) -> None:
         if await self.database.locks.acquire(key, self._holder):
@@ -231,7 +240,7 @@ class View:
         self.layers[-1].sessions[(conversation.user_id, conversation.session_id)] = conversation.id
 
     def drop(self, stored: Stored) -> None:
-        """Remove a conversation; its lock and that of its session are held."""
+        """Remove a conversation; its lock is held."""
         conversation = stored.conversation
         self.layers[-1].conversations[conversation.id] = None
         self.layers[-1].sessions[(conversation.user_id, conversation.session_id)] = None

@@ -86,7 +86,7 @@ class Locks:
     ) -> None:
         if lock.owner is holder:  # granted and interrupted at the same moment
             self.release(key)
-        else:
+        elif (holder, granted) in lock.waiters:  # else it was passed over as given up
             lock.waiters.remove((holder, granted))
 
 

@@ -78,7 +78,9 @@ class InMemoryUnitOfWork(AsyncUnitOfWork):
             self._view.release(self._view.layers.pop())
 
     async def _commit(self) -> None:
-        [layer] = self._view.layers
+        layer = self._view.layers[0]
+        for above in self._view.layers[1:]:
+            layer.absorb(above)
         self._view.layers.clear()
         self._view.database.commit(layer)
         self._view.release(layer)

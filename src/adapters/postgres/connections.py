@@ -5,7 +5,11 @@ What the host lent is given back as it was and never closed, except when it is b
 
 from __future__ import annotations
 
+import asyncio
+import select
 from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Coroutine, Generator
+from functools import partial
 from typing import Any, TypeAlias
 
 import psycopg
@@ -13,7 +17,12 @@ from psycopg import AsyncConnection, IsolationLevel
 from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg_pool import AsyncConnectionPool
 
-from ...domain.errors import StoreTimeout, UnitOfWorkMisuse
+from ...domain.errors import (
+    ConversationStoreError,
+    StoreTimeout,
+    StoreUnavailable,
+    UnitOfWorkMisuse,
+)
 from .errors import translate
 
 Connection: TypeAlias = AsyncConnection[Any]
@@ -50,7 +59,7 @@ class Connections(ABC):
         """Take a connection back, clean or closed, and as it was."""
         manner = self._manners.pop(id(connection), None) if self._manners else None
         try:
-            if connection.pgconn.transaction_status != TransactionStatus.IDLE:
+            if not is_idle(connection):
                 await clean(connection)
             if manner is not None and not connection.closed:
                 await connection.set_autocommit(manner[0])
@@ -77,15 +86,62 @@ async def clean(connection: Connection) -> None:
     if connection.closed:
         return
     try:
-        if connection.pgconn.pipeline_status == PipelineStatus.OFF:
+        if is_usable(connection):
             await connection.rollback()
     except psycopg.Error:
         await connection.close()
     except BaseException:
         await connection.close()
         raise
-    if connection.pgconn.transaction_status != TransactionStatus.IDLE:
+    if not is_idle(connection):
         await connection.close()
+
+
+def is_idle(connection: Connection) -> bool:
+    """Whether a connection is outside of any transaction, pipeline or statement."""
+    pgconn = connection.pgconn
+    is_at_rest = pgconn.transaction_status == TransactionStatus.IDLE
+    return is_at_rest and pgconn.pipeline_status == PipelineStatus.OFF
+
+
+def is_usable(connection: Connection) -> bool:
+    """Whether a statement can be sent on a connection now."""
+    pgconn = connection.pgconn
+    can_send = pgconn.transaction_status not in (
+        TransactionStatus.ACTIVE,
+        TransactionStatus.UNKNOWN,
+    )
+    return can_send and pgconn.pipeline_status == PipelineStatus.OFF
+
+
+def check_usable(connection: Connection) -> None:
+    """Refuse to go on with a connection that the host closed, or left in the middle of something.
+
+    Whoever waited for it would wait for ever.
+    """
+    if connection.closed:
+        raise StoreUnavailable(reason="the connection of the unit's transaction is closed")
+    if not is_usable(connection):
+        reason = "the unit's connection was left in a pipeline, or with a statement or COPY open"
+        raise UnitOfWorkMisuse(reason=reason)
+
+
+def was_closed(connection: Connection) -> bool:
+    """Whether the server ended an idle connection, as far as it can be known without a trip.
+
+    An idle connection has nothing to read but the server's last word, or what it tells unasked;
+    after either has been read, only one that was closed is still readable.
+    """
+    poll = select.poll()
+    poll.register(connection.pgconn.socket, select.POLLIN)
+    for _ in range(2):
+        if not poll.poll(0):
+            return False
+        try:
+            connection.pgconn.consume_input()
+        except psycopg.OperationalError:
+            return True
+    return bool(poll.poll(0))
 
 
 class PooledConnections(Connections):
@@ -96,21 +152,72 @@ class PooledConnections(Connections):
         self.pool = pool
 
     async def _take(self) -> Connection:
-        try:
-            connection: Connection = await self.pool.getconn()
-        except psycopg.errors.OperationalError as error:
-            translated = translate(error)
-            if isinstance(translated, StoreTimeout):
-                waiting = self.pool.get_stats().get("requests_waiting", 0)
-                translated.reason = (
-                    f"no connection was free within {self.pool.timeout:g} s "
-                    f"(pool of {self.pool.max_size}, {waiting} more waiting)"
-                )
-            raise translated from error
-        return connection
+        while True:
+            try:
+                connection: Connection = await self.pool.getconn()
+            except psycopg.OperationalError as error:
+                raise self._translated(error) from error
+            if not was_closed(connection):
+                return connection
+            # A restart of the server, or a pooler that cuts idle connections: nothing was sent on
+            # it, so another does as well.
+            await connection.close()
+            await self._put(connection)
+
+    def _translated(self, error: psycopg.OperationalError) -> ConversationStoreError:
+        translated = translate(error)
+        if isinstance(translated, StoreTimeout):
+            waiting = self.pool.get_stats().get("requests_waiting", 0)
+            translated.reason = (
+                f"no connection was free within {self.pool.timeout:g} s "
+                f"(pool of {self.pool.max_size}, {waiting} more waiting)"
+            )
+        return translated
 
     async def _put(self, connection: Connection) -> None:
-        await self.pool.putconn(connection)
+        await _run_uninterrupted(self.pool.putconn(connection))
+
+
+async def _run_uninterrupted(work: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine to its end, even if the task that waits for it is cancelled.
+
+    A pool that is interrupted while it takes a connection back loses it for good. Mostly it need
+    not wait for anything, and then it costs nothing; where it waits, a task of its own goes on.
+    """
+    try:
+        waits_for = work.send(None)
+    except StopIteration:
+        return
+    task = asyncio.ensure_future(_Rest(work, waits_for))
+    _unfinished.add(task)
+    task.add_done_callback(_unfinished.discard)
+    await asyncio.shield(task)
+
+
+_unfinished: set[asyncio.Future[None]] = set()
+"""What `_run_uninterrupted` started; the event loop itself keeps no strong reference."""
+
+
+class _Rest(Awaitable[None]):
+    """The rest of a coroutine that was begun, from what it waits for on."""
+
+    def __init__(self, work: Coroutine[Any, Any, None], waits_for: Any) -> None:
+        self._work = work
+        self._waits_for = waits_for
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        waits_for = self._waits_for
+        while True:
+            try:
+                answer = yield waits_for
+            except BaseException as error:  # noqa: BLE001 - it is the coroutine's to handle
+                step = partial(self._work.throw, error)
+            else:
+                step = partial(self._work.send, answer)
+            try:
+                waits_for = step()
+            except StopIteration:
+                return
 
 
 class LentConnection(Connections):
@@ -133,6 +240,9 @@ class LentConnection(Connections):
         return status == TransactionStatus.INTRANS
 
     async def _take(self) -> Connection:
+        if self.check():
+            reason = "a transaction was begun on the lent connection while the unit was open"
+            raise UnitOfWorkMisuse(reason=reason)
         return self.connection
 
     async def _put(self, connection: Connection) -> None:

@@ -82,6 +82,12 @@ CONSTRAINTS: Final[Mapping[str, str]] = {
 """What it means that a constraint of our tables is violated; our own statements reach only the
 last, all others need SQL from outside the store."""
 
+_MISUSE: Final = {
+    "25P02": "an SQL error in the unit's transaction was swallowed; nothing of it is stored",
+    "3B001": "a savepoint of the unit is gone: units, or the host's own savepoints, overlap on "
+    "this connection instead of nesting",
+}
+
 _ABORTED: Final = {
     "40001": "the transaction could not be serialized",
     "40P01": "the transaction was the victim of a deadlock",
@@ -138,10 +144,8 @@ def translate(error: psycopg.Error) -> ConversationStoreError:
         return REFUSALS[name](json.loads(error.diag.message_detail or "{}"))
     if name == REQUEST_KEY:
         return TransactionAborted(reason=_CONTESTED, sqlstate=state)
-    if state == "25P02":
-        return UnitOfWorkMisuse(
-            reason="an SQL error in the unit's transaction was swallowed; nothing of it is stored"
-        )
+    if state in _MISUSE:
+        return UnitOfWorkMisuse(reason=_MISUSE[state])
     for kind, reasons in (
         (TransactionAborted, _ABORTED),
         (StoreTimeout, _TIMEOUTS),

@@ -12,6 +12,12 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from psycopg.types.numeric import Int8
+
+from .connections import Connection
+from .sql import Texts
+from .statement import fetch_rows
+
 REFILL_BELOW: Final = 0.25
 """A new block is drawn in the background when less than this part of a block is left."""
 
@@ -87,3 +93,10 @@ class IdSource:
             self._add(await self._draw_blocks(blocks))
         finally:
             self._refill = None
+
+
+async def draw_blocks(connection: Connection, texts: Texts, blocks: int) -> list[range]:
+    """Draw blocks of ids from the sequence: 1 round trip."""
+    parameters = {"sequence": texts.sequence, "blocks": Int8(blocks)}
+    rows = await fetch_rows(connection, texts.next_ids, parameters)
+    return [range(first, first + increment) for first, increment in rows]

@@ -13,6 +13,7 @@ from psycopg.rows import tuple_row
 
 from ...domain.repository import Write
 from .connections import Connection
+from .errors import translate
 from .rows import Row
 
 T = TypeVar("T")
@@ -104,6 +105,9 @@ async def execute_together(
                     failure = error
     except psycopg.Error as error:
         failure = failure or error
+    if failure is None and not succeeded(cursors[-1]):
+        await connection.close()  # what was sent on it nobody will read
+        failure = psycopg.OperationalError("the server's answer was lost")
     if failure is not None:
         guilty = next((i for i, cursor in enumerate(cursors) if not succeeded(cursor)), 0)
         raise CommandFailedError(guilty, failure) from failure
@@ -113,3 +117,13 @@ def succeeded(cursor: Cursor) -> bool:
     """Whether the server answered that the command of this cursor was carried out."""
     result = cursor.pgresult
     return result is not None and result.status in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK)
+
+
+async def fetch_rows(connection: Connection, text: bytes, parameters: Parameters) -> list[Row]:
+    """Read rows: one round trip. Errors: the domain's."""
+    cursor = new_cursor(connection)
+    try:
+        await execute(cursor, Command(text, parameters))
+    except psycopg.Error as error:
+        raise translate(error) from error
+    return await cursor.fetchall()

@@ -9,10 +9,10 @@ from psycopg_pool import AsyncConnectionPool
 from ...domain.errors import StoreMisconfigured, StoreUnavailable
 from .connections import Connection, Connections, LentConnection, Pool, PooledConnections
 from .errors import translate
-from .ids import IdSource
+from .ids import IdSource, draw_blocks
 from .migrate import check_schema, migrate
 from .sql import Texts
-from .unit_of_work import PsycopgUnitOfWork, draw_blocks
+from .unit_of_work import PsycopgUnitOfWork
 
 
 class PostgresStore:

@@ -12,14 +12,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any, Final
 
 import psycopg
 from psycopg import AsyncTransaction
 from psycopg.pq import TransactionStatus
-from psycopg.types.numeric import Int8
 
 from ...domain.errors import (
     CommitOutcomeUnknown,
@@ -36,10 +36,17 @@ from ...service_layer.script import (
     StepFailedError,
 )
 from ...service_layer.unit_of_work import MAX_SENDS, AsyncUnitOfWork, Outcome
-from .connections import Connection, Connections, LentConnection
+from .connections import (
+    Connection,
+    Connections,
+    LentConnection,
+    check_usable,
+    is_idle,
+    is_usable,
+)
 from .conversations import PsycopgConversationRepository
 from .errors import is_contested, translate
-from .ids import IdSource
+from .ids import IdSource, draw_blocks
 from .messages import PsycopgMessageRepository
 from .rows import Row
 from .sql import Texts
@@ -51,14 +58,17 @@ from .statement import (
     Cursor,
     Parameters,
     Statement,
-    execute,
     execute_together,
+    fetch_rows,
     new_cursor,
     succeeded,
 )
 
 COMMIT_GRACE: Final = 1.0
 """Seconds that a cancelled unit waits to learn how its COMMIT ended."""
+
+_numbers: Final = itertools.count(1)
+"""Of units inside the host's transactions, in this process."""
 
 _TRIAL: Final = b"conversation_store_trial"
 _SAVE_TRIAL: Final = Command(b"SAVEPOINT " + _TRIAL)
@@ -80,6 +90,10 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
         self._transaction: AbstractAsyncContextManager[AsyncTransaction] | None = None
         """Ours, unless the unit is inside the host's."""
         self._in_host_transaction = False
+        self._savepoints = b"conversation_store"
+        """What the names of its savepoints begin with."""
+        self._sent: list[Statement[Any]] = []
+        """What was carried out in the open transaction."""
         self.conversations = PsycopgConversationRepository(self, texts)
         self.messages = PsycopgMessageRepository(self, texts)
 
@@ -98,13 +112,14 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
         held = self._connection
         if held is not None:
             try:
-                return await _fetch(held, text, parameters)
+                check_usable(held)
+                return await fetch_rows(held, text, parameters)
             except BaseException as error:
                 await self._fail(self._last_opened(), error)
                 raise
         connection = await self._connections.borrow()
         try:
-            return await _fetch(connection, text, parameters)
+            return await fetch_rows(connection, text, parameters)
         finally:
             await self._connections.give_back(connection)
 
@@ -119,6 +134,8 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
             self._in_host_transaction = self._connections.check()
             if self._in_host_transaction:
                 self._connection = self._connections.connection
+                # Of several units in one transaction each has names of its own.
+                self._savepoints = b"conversation_store_%d" % next(_numbers)
 
     def _may_send_again(self) -> bool:
         return not self._in_host_transaction
@@ -142,16 +159,17 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
         cursors: list[Cursor] = []
         try:
             await execute_together(connection, cursors, commands)
+            self._outcome = Outcome.COMMITTED
         except CommandFailedError as failure:
-            raise self._judge(failure.error, connection, steps) from failure.error
+            raise self._judge(failure.error, connection, statements) from failure.error
         except BaseException:
             self._outcome = _judge_interrupted(cursors, connection)
             raise
         finally:
+            if self._outcome is Outcome.COMMITTED:
+                for step, cursor in zip(writes, cursors[len(commands) > 1 :], strict=False):
+                    step.carried_out(await _statement(step).result_of(cursor))
             await self._connections.give_back(connection)
-        self._outcome = Outcome.COMMITTED
-        for step, cursor in zip(writes, cursors[len(commands) > 1 :], strict=False):
-            step.carried_out(await _statement(step).result_of(cursor))
 
     async def _run_whole_in_host_transaction(self, steps: list[Step]) -> None:
         outermost = self._blocks[0]
@@ -169,6 +187,7 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
         if self._connection is None:
             await self._begin()
         connection = self._held()
+        check_usable(connection)
         script = [(step, command) for step in steps for command in self._commands(step)]
         sends = 1
         while script:
@@ -177,15 +196,15 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
                 await execute_together(connection, cursors, [command for _, command in script])
             except CommandFailedError as failure:
                 step, _ = script[failure.index]
-                await _take_results(script[: failure.index], cursors)
+                await self._take_results(script[: failure.index], cursors)
                 if not is_contested(failure.error) or sends == MAX_SENDS or not _has_trial(step):
                     raise StepFailedError(step.block, _caused(failure.error)) from failure.error
                 # Before the contested write all went well: go on from it, with a new snapshot.
-                await undo_to(connection, _TRIAL, keep=True)
+                await self._undo_to(_TRIAL, keep=True)
                 script = script[failure.index :]
                 sends += 1
             else:
-                await _take_results(script, cursors)
+                await self._take_results(script, cursors)
                 return
 
     def _commands(self, step: Step) -> list[Command]:
@@ -199,13 +218,10 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
         if block.parent is None and not self._in_host_transaction:
             return []  # the transaction itself
         verb = b"SAVEPOINT " if isinstance(step, OpenBlock) else b"RELEASE "
-        return [Command(verb + _savepoint(block))]
+        return [Command(verb + self._savepoint(block))]
 
     async def _undo(self, block: Block) -> None:
-        try:
-            await undo_to(self._held(), _savepoint(block))
-        except psycopg.Error as error:
-            raise translate(error) from error
+        await self._undo_to(self._savepoint(block))
 
     async def _commit(self) -> None:
         connection = self._held()
@@ -224,7 +240,7 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
             await asyncio.shield(task)
             outcome = Outcome.COMMITTED
         except psycopg.Error as error:
-            judged = self._judge(error, connection, [])
+            judged = self._judge(error, connection, self._sent)
             outcome = self._outcome
             raise judged from error
         except BaseException:
@@ -235,17 +251,21 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
 
     async def _abort(self) -> None:
         connection = self._held()
+        outcome = Outcome.ROLLED_BACK
+        if self._outcome is Outcome.UNKNOWN or is_idle(connection):
+            outcome = Outcome.UNKNOWN  # the host ended the transaction, in whatever way
         try:
-            if self._transaction is not None:
+            if self._transaction is None:
+                with suppress(ConversationStoreError):  # the host's transaction tells the host
+                    await self._undo_to(self._savepoint(self._blocks[0]))
+            elif is_usable(connection):
                 await self._transaction.__aexit__(psycopg.Rollback, psycopg.Rollback(), None)
             else:
-                await undo_to(connection, _savepoint(self._blocks[0]))
-        except psycopg.Error:
-            if self._transaction is not None:
                 await connection.close()
+        except psycopg.Error:
+            await connection.close()
         finally:
-            outcome = self._outcome
-            await self._end(outcome if outcome is Outcome.UNKNOWN else Outcome.ROLLED_BACK)
+            await self._end(outcome)
 
     # The transaction ------------------------------------------------------------------------------
 
@@ -266,6 +286,7 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
         connection = self._held()
         self._outcome = outcome
         self._connection = self._transaction = None
+        self._sent = []
         if not self._in_host_transaction:
             await self._connections.give_back(connection)
 
@@ -276,17 +297,46 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
 
     def _check_transaction(self, connection: Connection) -> None:
         """Refuse to commit what the server would silently roll back, or what is over already."""
+        check_usable(connection)
         status = connection.pgconn.transaction_status
         if status == TransactionStatus.INERROR:
             reason = "an SQL error in the unit's transaction was swallowed; nothing of it is stored"
             raise UnitOfWorkMisuse(reason=reason)
         if status == TransactionStatus.IDLE:
-            self._outcome = Outcome.UNKNOWN
             reason = "the host's SQL ended the unit's transaction: leave COMMIT and ROLLBACK to it"
             raise UnitOfWorkMisuse(reason=reason)
 
+    async def _undo_to(self, savepoint: bytes, *, keep: bool = False) -> None:
+        """Roll back to a savepoint and release it, or go on from it where it is kept.
+
+        As one text of several statements, which psycopg never keeps prepared: after a lone
+        ROLLBACK TO it would go on to believe in statements that the failed pipeline never
+        prepared.
+        """
+        connection = self._held()
+        check_usable(connection)
+        commands = [b"ROLLBACK TO SAVEPOINT " + savepoint, b"RELEASE SAVEPOINT " + savepoint]
+        if keep:
+            commands.append(b"SAVEPOINT " + savepoint)
+        try:
+            await new_cursor(connection).execute(b"; ".join(commands))
+        except psycopg.Error as error:
+            raise translate(error) from error
+
+    def _savepoint(self, block: Block) -> bytes:
+        return b"%s_%d" % (self._savepoints, block.depth)
+
+    async def _take_results(
+        self, script: list[tuple[Step, Command]], cursors: list[Cursor]
+    ) -> None:
+        for (step, command), cursor in zip(script, cursors, strict=False):
+            if isinstance(step, RegisteredWrite) and command.parameters is not None:
+                statement = _statement(step)
+                step.carried_out(await statement.result_of(cursor))
+                self._sent.append(statement)
+
     def _judge(
-        self, error: psycopg.Error, connection: Connection, steps: list[Step]
+        self, error: psycopg.Error, connection: Connection, sent: list[Statement[Any]]
     ) -> ConversationStoreError:
         """Return what it means that a unit failed while it was committed; set the outcome."""
         translated = translate(error)
@@ -298,7 +348,6 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
             self._outcome = Outcome.ROLLED_BACK
             return translated
         self._outcome = Outcome.UNKNOWN
-        sent = [_statement(step) for step in steps if isinstance(step, RegisteredWrite)]
         existing = [s.conversation_id for s in sent if s.conversation_id is not None]
         return CommitOutcomeUnknown(
             reason="the connection was lost while the unit of work was committed",
@@ -307,38 +356,6 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
             message_ids=tuple(i for s in sent for i in s.ids[s.new_conversations :]),
             request_ids=tuple(s.request_id for s in sent if s.request_id is not None),
         )
-
-
-async def _fetch(connection: Connection, text: bytes, parameters: Parameters) -> list[Row]:
-    cursor = new_cursor(connection)
-    try:
-        await execute(cursor, Command(text, parameters))
-    except psycopg.Error as error:
-        raise translate(error) from error
-    return await cursor.fetchall()
-
-
-async def draw_blocks(connection: Connection, texts: Texts, blocks: int) -> list[range]:
-    """Draw blocks of ids from the sequence: 1 round trip."""
-    parameters = {"sequence": texts.sequence, "blocks": Int8(blocks)}
-    rows = await _fetch(connection, texts.next_ids, parameters)
-    return [range(first, first + increment) for first, increment in rows]
-
-
-async def undo_to(connection: Connection, savepoint: bytes, *, keep: bool = False) -> None:
-    """Roll back to a savepoint and release it, or go on from it where it is kept.
-
-    As one text of several statements, which psycopg never keeps prepared: after a lone ROLLBACK
-    TO it would go on to believe in statements that the failed pipeline never prepared.
-    """
-    commands = [b"ROLLBACK TO SAVEPOINT " + savepoint, b"RELEASE SAVEPOINT " + savepoint]
-    if keep:
-        commands.append(b"SAVEPOINT " + savepoint)
-    await new_cursor(connection).execute(b"; ".join(commands))
-
-
-def _savepoint(block: Block) -> bytes:
-    return b"conversation_store_%d" % block.depth
 
 
 def _statement(step: RegisteredWrite[Any]) -> Statement[Any]:
@@ -357,12 +374,6 @@ def _caused(error: psycopg.Error) -> ConversationStoreError:
 def _has_trial(step: Step) -> bool:
     """Whether a write runs in a savepoint of its own, so that it can be sent again by itself."""
     return isinstance(step, RegisteredWrite) and _statement(step).request_id is not None
-
-
-async def _take_results(script: list[tuple[Step, Command]], cursors: list[Cursor]) -> None:
-    for (step, command), cursor in zip(script, cursors, strict=False):
-        if isinstance(step, RegisteredWrite) and command.parameters is not None:
-            step.carried_out(await _statement(step).result_of(cursor))
 
 
 def _judge_interrupted(cursors: list[Cursor], connection: Connection) -> Outcome:
