@@ -393,7 +393,7 @@ async def test_connections_that_the_server_ended_while_idle_are_not_used(
     dsn: str, migrated: set[str]
 ) -> None:
     """After a restart, or a pooler's cut, the first calls work: nothing is sent on a dead one."""
-    options = {"min_size": 4, "max_size": 4}
+    options: dict[str, Any] = {"min_size": 4, "max_size": 4}
     async with open_store(dsn, "operational", migrated, **options) as store:
         conversation = await start(store)
         for number in range(3):
@@ -427,8 +427,8 @@ async def lost_while_it_waits(dsn: str, conversation: int, unit: Any) -> Any:
         task = asyncio.create_task(unit)
         await asyncio.sleep(0.2)
         await terminate(dsn)
-        [end] = await asyncio.gather(task, return_exceptions=True)
-    return end
+        ends = await asyncio.gather(task, return_exceptions=True)
+    return ends[0]
 
 
 @pytest.mark.parametrize("writes", [1, 3])
@@ -621,7 +621,7 @@ async def test_inner_blocks_that_ran_out_of_time_at_any_moment_leave_the_outer_w
 
 async def test_cancelled_twice_no_connection_is_lost(dsn: str, migrated: set[str]) -> None:
     """Cancelled again while they clean up, units give every connection back, clean or replaced."""
-    options = {"min_size": 3, "max_size": 3}
+    options: dict[str, Any] = {"min_size": 3, "max_size": 3}
     async with open_store(dsn, "operational", migrated, **options) as store:
         conversation = await start(store)
         dice = random.Random(11)
