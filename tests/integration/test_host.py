@@ -17,6 +17,7 @@ from conversation_store import (
     ConversationNotFound,
     ConversationStore,
     Outcome,
+    StoreError,
     StoreUnavailable,
     UnitOfWorkMisuse,
     append_messages,
@@ -470,3 +471,61 @@ async def test_isolation_is_read_committed_whatever_the_database_says(
             connection = await uow.connection()
             cursor = await connection.execute("SHOW transaction_isolation")
             assert await cursor.fetchone() == ("read committed",)
+
+
+# COMMIT itself ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def slow_orders(dsn: str) -> AsyncIterator[None]:
+    """Give the host a table whose rows take as many seconds to commit as they say; -1 fails."""
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+        await connection.execute("CREATE TABLE slow_orders (seconds float)")
+        await connection.execute(
+            "CREATE FUNCTION slow_order() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+            "IF NEW.seconds < 0 THEN RAISE EXCEPTION 'no'; END IF; "
+            "PERFORM pg_sleep(NEW.seconds); RETURN NULL; END $$"
+        )
+        await connection.execute(
+            "CREATE CONSTRAINT TRIGGER slow_order AFTER INSERT ON slow_orders "
+            "DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION slow_order()"
+        )
+        yield
+        await connection.execute("DROP TABLE slow_orders")
+        await connection.execute("DROP FUNCTION slow_order")
+
+
+async def commit_slowly(uow: Any, seconds: float) -> None:
+    """Run a unit whose COMMIT takes so long."""
+    async with uow:
+        await start_conversation(uow, user_id="u", session_id="s")
+        connection = await uow.connection()
+        await connection.execute("INSERT INTO slow_orders VALUES (%s)", (seconds,))
+
+
+@pytest.mark.usefixtures("slow_orders")
+@pytest.mark.parametrize(("seconds", "outcome"), [(0.4, Outcome.COMMITTED), (4, Outcome.UNKNOWN)])
+async def test_cancelled_while_it_commits_a_unit_waits_a_moment_to_know(
+    postgres: ConversationStore, seconds: float, outcome: Outcome
+) -> None:
+    """Within a second the end of the COMMIT is learnt; then it is unknown, and cut off."""
+    uow = postgres.unit_of_work()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await commit_slowly(uow, seconds)
+    assert uow.outcome is outcome
+    assert await exists(postgres, "s") is (outcome is Outcome.COMMITTED)
+    await postgres.ping()
+
+
+@pytest.mark.usefixtures("slow_orders")
+async def test_a_commit_that_the_server_refuses_stores_nothing(
+    postgres: ConversationStore,
+) -> None:
+    """An error of a deferred constraint of the host's comes with the COMMIT: rolled back."""
+    uow = postgres.unit_of_work()
+    with pytest.raises(StoreError) as caught:
+        await commit_slowly(uow, -1)
+    assert caught.value.sqlstate == "P0001"
+    assert uow.outcome is Outcome.ROLLED_BACK
+    assert not await exists(postgres, "s")

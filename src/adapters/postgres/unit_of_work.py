@@ -67,6 +67,9 @@ from .statement import (
 COMMIT_GRACE: Final = 1.0
 """Seconds that a cancelled unit waits to learn how its COMMIT ended."""
 
+CANCEL_GRACE: Final = 0.25
+"""Seconds that it then waits for the server to cancel it, before it cuts the connection."""
+
 _numbers: Final = itertools.count(1)
 """Of units inside the host's transactions, in this process."""
 
@@ -391,6 +394,7 @@ async def _await_commit(task: asyncio.Task[bool | None]) -> Outcome:
     """Wait a moment for a COMMIT whose unit was cancelled."""
     await asyncio.wait([task], timeout=COMMIT_GRACE)
     if not task.done():
-        task.cancel()
+        task.cancel()  # the driver cancels it on the server, too, if it gets through
+        await asyncio.wait([task], timeout=CANCEL_GRACE)
         return Outcome.UNKNOWN
     return Outcome.ROLLED_BACK if task.cancelled() or task.exception() else Outcome.COMMITTED
