@@ -42,16 +42,15 @@ from .domain.errors import (
 from .domain.json_object import JsonObject, storable_json
 from .domain.message import Message, MessageDraft, Role
 from .domain.page import ConversationPage
+from .domain.receipt import ErasureReceipt, ImportReceipt
 from .domain.record import (
     ConversationRecord,
     ImportedConversation,
-    ImportReceipt,
     MessageRecord,
     dump_record,
 )
 from .domain.repository import (
     ConversationRepository,
-    ErasureReceipt,
     MessageRepository,
     OnDuplicate,
     Pending,

@@ -31,12 +31,11 @@ No text of an error ever holds what a person said: ids, names of fields and reas
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from attrs import define, field
 
-if TYPE_CHECKING:
-    from .record import ImportReceipt
+from .receipt import ImportReceipt
 
 
 def _rebuild(cls: type[ConversationStoreError], state: dict[str, Any]) -> ConversationStoreError:

@@ -53,25 +53,6 @@ class ConversationRecord(TypedDict):
 
 
 @frozen(kw_only=True)
-class ImportReceipt:
-    """What an import has stored for good."""
-
-    conversations: int = 0
-    """Conversations stored."""
-    messages: int = 0
-    """Messages stored with them."""
-    skipped: int = 0
-    """Records left out because the user had a conversation of that session already."""
-
-    def __add__(self, other: ImportReceipt) -> ImportReceipt:
-        return ImportReceipt(
-            conversations=self.conversations + other.conversations,
-            messages=self.messages + other.messages,
-            skipped=self.skipped + other.skipped,
-        )
-
-
-@frozen(kw_only=True)
 class ImportedConversation:
     """A record that was read and found acceptable."""
 

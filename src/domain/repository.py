@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Sequence
 from typing import Generic, Literal, Protocol, TypeAlias, TypeVar
 
-from attrs import evolve, frozen
+from attrs import evolve
 
 from .conversation import (
     Conversation,
@@ -24,7 +24,8 @@ from .conversation import (
 from .errors import InvalidConversation, InvalidMessage, UnitOfWorkMisuse
 from .message import Message, MessageDraft, Turn, check_drafts
 from .page import ConversationCursor, ConversationPage, check_limit
-from .record import ImportedConversation, ImportReceipt
+from .receipt import ErasureReceipt, ImportReceipt
+from .record import ImportedConversation
 from .text import check_name
 
 T = TypeVar("T")
@@ -32,14 +33,6 @@ T_co = TypeVar("T_co", covariant=True)
 
 OnDuplicate: TypeAlias = Literal["error", "skip"]
 """What an import does with a session that exists: refuse the batch, or leave the record out."""
-
-
-@frozen(kw_only=True)
-class ErasureReceipt:
-    """What an erasure removed."""
-
-    conversations: int
-    messages: int
 
 
 class Pending(Awaitable[T_co], Protocol[T_co]):

@@ -19,7 +19,7 @@ from ..bootstrap import ConversationStore
 from ..domain.conversation import Conversation
 from ..domain.errors import ConversationNotAcceptingMessages
 from ..domain.message import Message, MessageDraft, Role
-from ..domain.record import ImportReceipt
+from ..domain.receipt import ImportReceipt
 from ..service_layer.conversations import (
     close_conversation,
     list_conversations,

@@ -16,7 +16,8 @@ from typing import IO, Any, Final, Self, cast
 
 from ..bootstrap import ConversationStore
 from ..domain.errors import ConversationStoreError, DuplicateSession, InvalidInput, InvalidRecord
-from ..domain.record import ConversationRecord, ImportReceipt, dump_record
+from ..domain.receipt import ImportReceipt
+from ..domain.record import ConversationRecord, dump_record
 from ..domain.repository import OnDuplicate
 from ..service_layer.transfer import export_conversations, import_conversations
 from .terminal import CommandError, Report, counted, describe, exit_code_of

@@ -6,14 +6,14 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from typing import Any, Final, get_args
 
 from ..domain.errors import ConversationStoreError, InvalidConversation
+from ..domain.receipt import ErasureReceipt, ImportReceipt
 from ..domain.record import (
     ConversationRecord,
     ImportedConversation,
-    ImportReceipt,
     check_record,
     to_record,
 )
-from ..domain.repository import ErasureReceipt, OnDuplicate
+from ..domain.repository import OnDuplicate
 from .unit_of_work import AsyncUnitOfWork
 
 BATCH_CONVERSATIONS: Final = 500

@@ -18,8 +18,9 @@ from ...domain.conversation import (
 from ...domain.errors import ConversationNotFound, DuplicateSession, InvalidTransition
 from ...domain.message import Message, MessageDraft
 from ...domain.page import ConversationCursor
-from ...domain.record import ImportedConversation, ImportReceipt
-from ...domain.repository import ConversationRepository, ErasureReceipt, OnDuplicate, Unit
+from ...domain.receipt import ErasureReceipt, ImportReceipt
+from ...domain.record import ImportedConversation
+from ...domain.repository import ConversationRepository, OnDuplicate, Unit
 from .change import Change
 from .database import Session, Stored, View
 from .verdicts import NO_CHANGE, Verdict, is_seen, lock_and_judge, stale

@@ -20,8 +20,9 @@ from ...domain.errors import ConversationNotFound
 from ...domain.json_object import dump_json
 from ...domain.message import Message
 from ...domain.page import ConversationCursor
-from ...domain.record import ImportedConversation, ImportReceipt
-from ...domain.repository import ConversationRepository, ErasureReceipt, OnDuplicate
+from ...domain.receipt import ErasureReceipt, ImportReceipt
+from ...domain.record import ImportedConversation
+from ...domain.repository import ConversationRepository, OnDuplicate
 from .parameters import (
     ReadingUnit,
     drafts_text,
