@@ -39,7 +39,7 @@ from conversation_store import (
     start_conversation,
     update_conversation,
 )
-from conversation_store.adapters.postgres import statement, unit_of_work
+from conversation_store.adapters.postgres import statement
 from conversation_store.adapters.postgres.migrate import migration_sql
 from conversation_store.adapters.postgres.sql import Texts
 from conversation_store.adapters.postgres.statement import Command, Cursor
@@ -153,7 +153,6 @@ class Explain:
 
         with self.monkeypatch.context() as patched:
             patched.setattr(statement, "execute", catch)
-            patched.setattr(unit_of_work, "execute", catch)
             with pytest.raises(CaughtError) as caught:
                 await call(self.store.unit_of_work(user_id=user_id))
         return caught.value.command
