@@ -40,6 +40,13 @@ class Block:
     opened: bool = False
     """Whether the adapter was told of it."""
 
+    def is_within(self, other: Block) -> bool:
+        """Whether this is another block or one inside it."""
+        block: Block | None = self
+        while block is not None and block is not other:
+            block = block.parent
+        return block is other
+
     def check_kept(self) -> None:
         """Raise the error of this block, or of one around it, that is not live."""
         block: Block | None = self
@@ -103,7 +110,8 @@ class StepFailedError(Exception):
 
 
 def first_block(steps: list[Step]) -> Block:
-    """Return the outermost block that has a part in these steps."""
+    """Return the outermost block that loses something if these steps are lost."""
     writes = [step.block for step in steps if isinstance(step, RegisteredWrite)]
-    blocks = writes or [step.block for step in steps]
-    return min(blocks, key=lambda block: block.depth)
+    opened = [step.block for step in steps if isinstance(step, OpenBlock)]
+    around = [step.block.parent or step.block for step in steps]  # of blocks that are closed
+    return min(writes or opened or around, key=lambda block: block.depth)

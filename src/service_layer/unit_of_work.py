@@ -289,8 +289,7 @@ class AsyncUnitOfWork(ABC):
         await self._undo_or_abort(block)
 
     def _drop_script(self, block: Block) -> None:
-        dropped = self._blocks[block.depth :]
-        self._script = [step for step in self._script if step.block not in dropped]
+        self._script = [step for step in self._script if not step.block.is_within(block)]
 
     async def _undo_or_abort(self, block: Block) -> None:
         """Undo what was sent of a block; if that fails nothing of the unit can be kept."""
@@ -302,7 +301,7 @@ class AsyncUnitOfWork(ABC):
         try:
             await self._undo(block)
         except BaseException as error:
-            self._mark_failed(self._blocks[0], error)
+            self._mark_failed(self._blocks[0], block.error or error)
             await self._abort()
             if not isinstance(error, ConversationStoreError):
                 raise

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any
 
 import pytest
 
-from conversation_store.adapters.postgres.connections import _run_uninterrupted
+from conversation_store.adapters.postgres.connections import begin_uninterrupted
+
+
+async def run(work: Coroutine[Any, Any, None]) -> None:
+    """Run work, waiting for it as the store does."""
+    task = begin_uninterrupted(work)
+    if task is not None:
+        await asyncio.shield(task)
 
 
 async def test_work_that_need_not_wait_costs_no_task() -> None:
@@ -17,7 +26,7 @@ async def test_work_that_need_not_wait_costs_no_task() -> None:
         tasks.add(asyncio.current_task())
 
     before = asyncio.all_tasks()
-    await _run_uninterrupted(work())
+    await run(work())
     assert tasks == {asyncio.current_task()}
     assert asyncio.all_tasks() == before
 
@@ -32,7 +41,7 @@ async def test_work_that_waits_is_finished_though_its_caller_is_cancelled() -> N
             await asyncio.sleep(0)
         done.set()
 
-    caller = asyncio.create_task(_run_uninterrupted(work()))
+    caller = asyncio.create_task(run(work()))
     await asyncio.sleep(0)
     caller.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -56,7 +65,7 @@ async def test_what_the_work_waits_for_may_fail() -> None:
         await asyncio.sleep(0)
         raise ArithmeticError
 
-    caller = asyncio.create_task(_run_uninterrupted(work()))
+    caller = asyncio.create_task(run(work()))
     await asyncio.sleep(0)
     failing.set_exception(LookupError("lost"))
     with pytest.raises(ArithmeticError):

@@ -76,7 +76,7 @@ class Locks:
         while lock.waiters:
             holder, granted = lock.waiters.popleft()
             if not granted.done():
-                lock.owner = holder
+                lock.owner, holder.waits_for = holder, None
                 granted.set_result(None)
                 return
         del self._locks[key]

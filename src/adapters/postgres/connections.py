@@ -10,7 +10,7 @@ import select
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Coroutine, Generator
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 import psycopg
 from psycopg import AsyncConnection, IsolationLevel
@@ -27,6 +27,11 @@ from .errors import translate
 
 Connection: TypeAlias = AsyncConnection[Any]
 Pool: TypeAlias = AsyncConnectionPool[Any]
+
+T = TypeVar("T")
+
+_MOST_READS: Final = 16
+"""Of what a host's connection that listens may have been told."""
 
 _Manner: TypeAlias = tuple[bool, IsolationLevel | None]
 
@@ -65,7 +70,7 @@ class Connections(ABC):
                 await connection.set_autocommit(manner[0])
                 await connection.set_isolation_level(manner[1])
         except BaseException:
-            await connection.close()
+            cut(connection)
             raise
         finally:
             await self._put(connection)
@@ -89,12 +94,12 @@ async def clean(connection: Connection) -> None:
         if is_usable(connection):
             await connection.rollback()
     except psycopg.Error:
-        await connection.close()
+        cut(connection)
     except BaseException:
-        await connection.close()
+        cut(connection)
         raise
     if not is_idle(connection):
-        await connection.close()
+        cut(connection)
 
 
 def is_idle(connection: Connection) -> bool:
@@ -126,21 +131,37 @@ def check_usable(connection: Connection) -> None:
         raise UnitOfWorkMisuse(reason=reason)
 
 
+def cut(connection: Connection) -> None:
+    """End a connection at once: whatever state it is in, nobody is to use it again.
+
+    Not by close(), which in some pools gives it back instead.
+    """
+    connection.pgconn.finish()
+
+
 def was_closed(connection: Connection) -> bool:
     """Whether the server ended an idle connection, as far as it can be known without a trip.
 
-    An idle connection has nothing to read but the server's last word, or what it tells unasked;
-    after either has been read, only one that was closed is still readable.
+    An idle connection has nothing to read but the server's last word and the end, or what it
+    tells unasked; reading meets the end.
     """
-    poll = select.poll()
-    poll.register(connection.pgconn.socket, select.POLLIN)
-    for _ in range(2):
-        if not poll.poll(0):
+    for _ in range(_MOST_READS):
+        if connection.closed:
+            return True
+        if not _is_readable(connection.pgconn.socket):
             return False
         try:
             connection.pgconn.consume_input()
         except psycopg.OperationalError:
             return True
+    return False
+
+
+def _is_readable(socket: int) -> bool:
+    if not hasattr(select, "poll"):  # Windows
+        return bool(select.select([socket], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(socket, select.POLLIN)
     return bool(poll.poll(0))
 
 
@@ -161,7 +182,7 @@ class PooledConnections(Connections):
                 return connection
             # A restart of the server, or a pooler that cuts idle connections: nothing was sent on
             # it, so another does as well.
-            await connection.close()
+            cut(connection)
             await self._put(connection)
 
     def _translated(self, error: psycopg.OperationalError) -> ConversationStoreError:
@@ -175,37 +196,40 @@ class PooledConnections(Connections):
         return translated
 
     async def _put(self, connection: Connection) -> None:
-        await _run_uninterrupted(self.pool.putconn(connection))
+        # A pool that is interrupted while it takes a connection back loses it for good.
+        task = begin_uninterrupted(self.pool.putconn(connection))
+        if task is not None:
+            await asyncio.shield(task)
 
 
-async def _run_uninterrupted(work: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine to its end, even if the task that waits for it is cancelled.
+def begin_uninterrupted(work: Coroutine[Any, Any, T]) -> asyncio.Future[T] | None:
+    """Run a coroutine; if it has to wait, return the task that goes on with it.
 
-    A pool that is interrupted while it takes a connection back loses it for good. Mostly it need
-    not wait for anything, and then it costs nothing; where it waits, a task of its own goes on.
+    For what must not be interrupted half done. Mostly such work need not wait for anything, and
+    then it costs no task; cancelling who waits for the task does not end it.
     """
     try:
         waits_for = work.send(None)
     except StopIteration:
-        return
+        return None
     task = asyncio.ensure_future(_Rest(work, waits_for))
     _unfinished.add(task)
     task.add_done_callback(_unfinished.discard)
-    await asyncio.shield(task)
+    return task
 
 
-_unfinished: set[asyncio.Future[None]] = set()
-"""What `_run_uninterrupted` started; the event loop itself keeps no strong reference."""
+_unfinished: set[asyncio.Future[Any]] = set()
+"""What `begin_uninterrupted` started; the event loop itself keeps no strong reference."""
 
 
-class _Rest(Awaitable[None]):
+class _Rest(Awaitable[T]):
     """The rest of a coroutine that was begun, from what it waits for on."""
 
-    def __init__(self, work: Coroutine[Any, Any, None], waits_for: Any) -> None:
+    def __init__(self, work: Coroutine[Any, Any, T], waits_for: Any) -> None:
         self._work = work
         self._waits_for = waits_for
 
-    def __await__(self) -> Generator[Any, Any, None]:
+    def __await__(self) -> Generator[Any, Any, T]:
         waits_for = self._waits_for
         while True:
             try:
@@ -216,8 +240,9 @@ class _Rest(Awaitable[None]):
                 step = partial(self._work.send, answer)
             try:
                 waits_for = step()
-            except StopIteration:
-                return
+            except StopIteration as end:
+                result: T = end.value
+                return result
 
 
 class LentConnection(Connections):

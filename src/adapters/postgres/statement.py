@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Final, TypeAlias, TypeVar
 
 import psycopg
@@ -12,7 +14,7 @@ from psycopg.pq import ExecStatus
 from psycopg.rows import tuple_row
 
 from ...domain.repository import Write
-from .connections import Connection
+from .connections import Connection, begin_uninterrupted, cut
 from .errors import translate
 from .rows import Row
 
@@ -96,7 +98,7 @@ async def execute_together(
         if len(commands) == 1:
             await execute(cursors[0], commands[0])
         else:
-            async with connection.pipeline():
+            async with pipeline_of(connection):
                 # Kept until the pipeline is left, or psycopg would log a warning on leaving it.
                 try:
                     for cursor, command in zip(cursors, commands, strict=True):
@@ -106,11 +108,36 @@ async def execute_together(
     except psycopg.Error as error:
         failure = failure or error
     if failure is None and not succeeded(cursors[-1]):
-        await connection.close()  # what was sent on it nobody will read
+        cut(connection)  # what was sent on it nobody will read
         failure = psycopg.OperationalError("the server's answer was lost")
     if failure is not None:
         guilty = next((i for i, cursor in enumerate(cursors) if not succeeded(cursor)), 0)
         raise CommandFailedError(guilty, failure) from failure
+
+
+@asynccontextmanager
+async def pipeline_of(connection: Connection) -> AsyncGenerator[None]:
+    """Hold a connection in pipeline mode; it is out of it again however the block is left.
+
+    The driver's own context manager, interrupted while it enters, would leave the mode on.
+    """
+    manager = connection.pipeline()
+    entering = begin_uninterrupted(manager.__aenter__())
+    if entering is not None:
+        try:
+            await asyncio.shield(entering)
+        except BaseException:
+            await asyncio.wait([entering])  # it waits for nothing but its turn
+            if not entering.cancelled() and entering.exception() is None:
+                await manager.__aexit__(None, None, None)
+            raise
+    try:
+        yield
+    except BaseException as error:
+        if not await manager.__aexit__(type(error), error, error.__traceback__):
+            raise
+    else:
+        await manager.__aexit__(None, None, None)
 
 
 def succeeded(cursor: Cursor) -> bool:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Final
 
 import psycopg
@@ -36,11 +36,13 @@ from ...service_layer.script import (
     StepFailedError,
 )
 from ...service_layer.unit_of_work import MAX_SENDS, AsyncUnitOfWork, Outcome
+from .commit import await_commit, begin_commit, judge_interrupted
 from .connections import (
     Connection,
     Connections,
     LentConnection,
     check_usable,
+    cut,
     is_idle,
     is_usable,
 )
@@ -61,14 +63,7 @@ from .statement import (
     execute_together,
     fetch_rows,
     new_cursor,
-    succeeded,
 )
-
-COMMIT_GRACE: Final = 1.0
-"""Seconds that a cancelled unit waits to learn how its COMMIT ended."""
-
-CANCEL_GRACE: Final = 0.25
-"""Seconds that it then waits for the server to cancel it, before it cuts the connection."""
 
 _numbers: Final = itertools.count(1)
 """Of units inside the host's transactions, in this process."""
@@ -95,6 +90,8 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
         self._in_host_transaction = False
         self._savepoints = b"conversation_store"
         """What the names of its savepoints begin with."""
+        self._numbers: dict[Block, int] = {}
+        """The numbers of its savepoints; they begin anew with each transaction."""
         self._sent: list[Statement[Any]] = []
         """What was carried out in the open transaction."""
         self.conversations = PsycopgConversationRepository(self, texts)
@@ -166,7 +163,7 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
         except CommandFailedError as failure:
             raise self._judge(failure.error, connection, statements) from failure.error
         except BaseException:
-            self._outcome = _judge_interrupted(cursors, connection)
+            self._outcome = judge_interrupted(cursors, connection)
             raise
         finally:
             if self._outcome is Outcome.COMMITTED:
@@ -201,7 +198,7 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
                 step, _ = script[failure.index]
                 await self._take_results(script[: failure.index], cursors)
                 if not is_contested(failure.error) or sends == MAX_SENDS or not _has_trial(step):
-                    raise StepFailedError(step.block, _caused(failure.error)) from failure.error
+                    raise StepFailedError(_loser(step), _caused(failure.error)) from failure.error
                 # Before the contested write all went well: go on from it, with a new snapshot.
                 await self._undo_to(_TRIAL, keep=True)
                 script = script[failure.index :]
@@ -218,6 +215,8 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
             return [_SAVE_TRIAL, command, _RELEASE_TRIAL] if _has_trial(step) else [command]
         if isinstance(step, OpenBlock):
             block.opened = True
+            # A number of its own: of two blocks side by side neither must meet the other's.
+            self._numbers[block] = len(self._numbers)
         if block.parent is None and not self._in_host_transaction:
             return []  # the transaction itself
         verb = b"SAVEPOINT " if isinstance(step, OpenBlock) else b"RELEASE "
@@ -238,7 +237,7 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
             await self._run_whole_in_host_transaction([CloseBlock(self._blocks[0])])
             return
         outcome = Outcome.UNKNOWN
-        task = asyncio.create_task(_commit(transaction))
+        task = begin_commit(transaction)
         try:
             await asyncio.shield(task)
             outcome = Outcome.COMMITTED
@@ -247,7 +246,7 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
             outcome = self._outcome
             raise judged from error
         except BaseException:
-            outcome = await _await_commit(task)
+            outcome = await await_commit(task)
             raise
         finally:
             await self._end(outcome)
@@ -259,16 +258,24 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
             outcome = Outcome.UNKNOWN  # the host ended the transaction, in whatever way
         try:
             if self._transaction is None:
-                with suppress(ConversationStoreError):  # the host's transaction tells the host
-                    await self._undo_to(self._savepoint(self._blocks[0]))
+                outcome = await self._undo_in_host_transaction(connection)
             elif is_usable(connection):
                 await self._transaction.__aexit__(psycopg.Rollback, psycopg.Rollback(), None)
             else:
-                await connection.close()
+                cut(connection)
         except psycopg.Error:
-            await connection.close()
+            cut(connection)
         finally:
             await self._end(outcome)
+
+    async def _undo_in_host_transaction(self, connection: Connection) -> Outcome:
+        """Undo the unit; where that fails, the host's transaction is to fail with it."""
+        try:
+            await self._undo_to(self._savepoint(self._blocks[0]))
+        except ConversationStoreError:
+            if connection.pgconn.transaction_status == TransactionStatus.INTRANS:
+                return Outcome.UNKNOWN  # it is the host's to roll back
+        return Outcome.ROLLED_BACK
 
     # The transaction ------------------------------------------------------------------------------
 
@@ -290,6 +297,7 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
         self._outcome = outcome
         self._connection = self._transaction = None
         self._sent = []
+        self._numbers = {}
         if not self._in_host_transaction:
             await self._connections.give_back(connection)
 
@@ -327,7 +335,7 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
             raise translate(error) from error
 
     def _savepoint(self, block: Block) -> bytes:
-        return b"%s_%d" % (self._savepoints, block.depth)
+        return b"%s_%d" % (self._savepoints, self._numbers[block])
 
     async def _take_results(
         self, script: list[tuple[Step, Command]], cursors: list[Cursor]
@@ -374,27 +382,13 @@ def _caused(error: psycopg.Error) -> ConversationStoreError:
     return translated
 
 
+def _loser(step: Step) -> Block:
+    """Return the block that loses something if a step fails: of one that closed, the outer."""
+    if isinstance(step, CloseBlock) and step.block.parent is not None:
+        return step.block.parent
+    return step.block
+
+
 def _has_trial(step: Step) -> bool:
     """Whether a write runs in a savepoint of its own, so that it can be sent again by itself."""
     return isinstance(step, RegisteredWrite) and _statement(step).request_id is not None
-
-
-def _judge_interrupted(cursors: list[Cursor], connection: Connection) -> Outcome:
-    """Return what became of a unit that was cancelled while it was sent; its last word tells."""
-    if cursors and succeeded(cursors[-1]):
-        return Outcome.COMMITTED
-    return Outcome.UNKNOWN if connection.closed else Outcome.ROLLED_BACK
-
-
-async def _commit(transaction: AbstractAsyncContextManager[AsyncTransaction]) -> bool | None:
-    return await transaction.__aexit__(None, None, None)
-
-
-async def _await_commit(task: asyncio.Task[bool | None]) -> Outcome:
-    """Wait a moment for a COMMIT whose unit was cancelled."""
-    await asyncio.wait([task], timeout=COMMIT_GRACE)
-    if not task.done():
-        task.cancel()  # the driver cancels it on the server, too, if it gets through
-        await asyncio.wait([task], timeout=CANCEL_GRACE)
-        return Outcome.UNKNOWN
-    return Outcome.ROLLED_BACK if task.cancelled() or task.exception() else Outcome.COMMITTED
