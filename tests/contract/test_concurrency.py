@@ -218,6 +218,29 @@ async def test_a_cancelled_wait_leaves_the_others_in_order(
     assert sorted(await contents(shared_store, conversation)) == ["0", "2", "held"]
 
 
+async def test_who_ends_a_unit_may_write_again_at_once(
+    shared_store: ConversationStore,
+) -> None:
+    """The next unit of the same task takes its turn behind those who waited."""
+    conversation = await start(shared_store)
+    async with asyncio.timeout(10):
+        async with shared_store.unit_of_work() as uow:
+            await uow.messages.append(conversation, [draft("first")])
+            task = asyncio.create_task(
+                append_messages(
+                    shared_store.unit_of_work(),
+                    conversation_id=conversation,
+                    drafts=[draft("waited")],
+                )
+            )
+            assert await waits(task)
+        await append_messages(
+            shared_store.unit_of_work(), conversation_id=conversation, drafts=[draft("again")]
+        )
+        await task
+    assert sorted(await contents(shared_store, conversation)) == ["again", "first", "waited"]
+
+
 async def test_a_deadlock_aborts_exactly_one(shared_store: ConversationStore) -> None:
     """Of two interactive units that wait for each other one is TransactionAborted, retryable."""
     first, second = await start(shared_store, "a"), await start(shared_store, "b")

@@ -489,6 +489,35 @@ async def test_a_unit_whose_only_write_was_discarded_ends_like_any_other(
     assert await count(store, conversation) == 4
 
 
+@pytest.mark.parametrize("how", ["exception", "rollback", "failure"])
+async def test_a_discarded_block_takes_its_finished_inner_blocks_with_it(
+    store: Any, conversation: int, how: str
+) -> None:
+    """Rule 4: what follows in the outer block does not trip over what was discarded."""
+    uow = store.unit_of_work()
+    async with uow:
+        uow.messages.append(conversation, [draft("outer")])
+        try:
+            async with uow:
+                await append_messages(uow, conversation_id=conversation, drafts=[draft("gone")])
+                async with uow:
+                    await append_messages(uow, conversation_id=conversation, drafts=turn(7))
+                if how == "exception":
+                    raise HostError
+                if how == "rollback":
+                    await uow.rollback()
+                else:
+                    uow.messages.append(MISSING, turn(1))
+        except (HostError, ConversationNotFound):
+            assert how != "rollback"
+        await append_messages(uow, conversation_id=conversation, drafts=[draft("kept")])
+        async with uow:
+            await append_messages(uow, conversation_id=conversation, drafts=[draft("too")])
+    assert uow.outcome is Outcome.COMMITTED
+    messages = await latest_messages(store.unit_of_work(), conversation_id=conversation)
+    assert [message.content for message in messages[2:]] == ["outer", "kept", "too"]
+
+
 async def test_a_changed_value_is_stored_as_it_was_registered(store: Any) -> None:
     """Rule 2: metadata that is changed between registering and sending has no effect."""
     first, second = {"a": [1]}, {"b": [1]}

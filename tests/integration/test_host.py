@@ -529,3 +529,18 @@ async def test_a_commit_that_the_server_refuses_stores_nothing(
     assert caught.value.sqlstate == "P0001"
     assert uow.outcome is Outcome.ROLLED_BACK
     assert not await exists(postgres, "s")
+
+
+@pytest.mark.usefixtures("postgres")
+async def test_a_pool_that_takes_closed_connections_back_meets_no_closed_one(dsn: str) -> None:
+    """Where close() would give back, a connection that cannot be used any more is cut."""
+    async with AsyncConnectionPool(
+        dsn, min_size=1, max_size=1, open=False, timeout=5, close_returns=True
+    ) as pool:
+        store = ConversationStore.from_pool(pool)
+        uow = store.unit_of_work()
+        with pytest.raises(UnitOfWorkMisuse, match="pipeline"):
+            async with uow:
+                await start_conversation(uow, user_id="u", session_id="s")
+                await leave_pipeline_open(await uow.connection())
+        await start_conversation(uow, user_id="u", session_id="s")

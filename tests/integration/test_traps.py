@@ -9,7 +9,10 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import psycopg
+import psycopg.waiting
 import pytest
+from histories import whole_history
+from psycopg.pq import PipelineStatus
 from store_fixtures import draft, open_store, turn
 
 from conversation_store import (
@@ -22,6 +25,8 @@ from conversation_store import (
     StoreError,
     StoreTimeout,
     StoreUnavailable,
+    TransactionAborted,
+    UnitOfWorkMisuse,
     append_messages,
     close_conversation,
     get_conversation,
@@ -596,27 +601,99 @@ async def test_an_inner_block_that_got_no_connection_leaves_the_outer_whole(
 async def test_inner_blocks_that_ran_out_of_time_at_any_moment_leave_the_outer_whole(
     postgres: ConversationStore, dsn: str
 ) -> None:
-    """Timeouts at random moments of an inner flush never harm the outer block."""
+    """Timeouts at random moments of an inner flush undo that, or, where it cannot be told, all."""
     conversation = await start(postgres)
     dice = random.Random(7)
-    ends: list[str] = []
+    expected: list[str] = []
+    aborted = 0
     for number in range(150):
-        async with postgres.unit_of_work() as uow:
-            await append_messages(uow, conversation_id=conversation, drafts=[draft("a")])
-            try:
-                async with asyncio.timeout(dice.random() * 0.004):
-                    await append_messages(
-                        uow, conversation_id=conversation, drafts=[draft(f"inner {number}")]
-                    )
-            except TimeoutError:
-                ends.append("timeout")
-            else:
-                ends.append("kept")
-            await append_messages(uow, conversation_id=conversation, drafts=[draft("b")])
-        assert uow.outcome is Outcome.COMMITTED
-    assert len(set(ends)) == 2
-    assert await count(postgres, conversation) == 300 + ends.count("kept")
+        unit = [f"{number} a"]
+        uow = postgres.unit_of_work()
+        try:
+            async with uow:
+                await append_messages(
+                    uow, conversation_id=conversation, drafts=[draft(f"{number} a")]
+                )
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(dice.random() * 0.004):
+                        await append_messages(
+                            uow, conversation_id=conversation, drafts=[draft(f"{number} b")]
+                        )
+                        unit.append(f"{number} b")
+                await append_messages(
+                    uow, conversation_id=conversation, drafts=[draft(f"{number} c")]
+                )
+                unit.append(f"{number} c")
+        except (TransactionAborted, UnitOfWorkMisuse):
+            aborted += 1
+            assert uow.outcome is Outcome.ROLLED_BACK
+        else:
+            assert uow.outcome is Outcome.COMMITTED
+            expected += unit
+    stored = await whole_history(postgres, conversation)
+    assert [message.content for message in stored] == expected
+    assert aborted <= 5
+    assert 0 < sum(text.endswith("b") for text in expected) < 150
     assert set(await states(dsn)) == {"idle"}
+
+
+@pytest.mark.parametrize("where", ["pool", "host's transaction", "idle lent connection"])
+async def test_interrupted_at_every_turn_of_a_busy_loop(
+    narrow: ConversationStore, dsn: str, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Interrupted after 0, 1, 2 … turns of the loop, an inner flush is undone, or all with it."""
+    conversation = await start(narrow)
+    monkeypatch.setattr(psycopg.waiting, "MAX_BUSY_TIME", 0, raising=False)  # give way at once
+
+    async def interrupt(task: Any, turns: int) -> None:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+
+    async def unit(uow: Any, turns: int) -> None:
+        async with uow:
+            await append_messages(uow, conversation_id=conversation, drafts=[draft(f"{turns} a")])
+            inner = asyncio.current_task()
+            assert inner is not None
+            interruption = asyncio.create_task(interrupt(inner, turns))
+            try:
+                await append_messages(
+                    uow, conversation_id=conversation, drafts=[draft(f"{turns} b")]
+                )
+                await interruption
+                await asyncio.sleep(0)
+            except asyncio.CancelledError:
+                inner.uncancel()
+
+    async def run(turns: int) -> Outcome:
+        if where == "pool":
+            uow = narrow.unit_of_work()
+            with suppress(TransactionAborted, UnitOfWorkMisuse):
+                await unit(uow, turns)
+            return uow.outcome
+        async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as lent:
+            uow = narrow.unit_of_work(connection=lent)
+            if where == "idle lent connection":
+                with suppress(TransactionAborted, UnitOfWorkMisuse):
+                    await unit(uow, turns)
+            else:
+                with suppress(psycopg.Error):
+                    async with lent.transaction():
+                        with suppress(TransactionAborted, UnitOfWorkMisuse):
+                            await unit(uow, turns)
+            assert lent.pgconn.pipeline_status == PipelineStatus.OFF
+            return uow.outcome
+
+    for turns in range(24):
+        outcome = await run(turns)
+        stored = {
+            message.content.split()[1]
+            for message in await whole_history(narrow, conversation)
+            if message.content.startswith(f"{turns} ")
+        }
+        assert outcome is not Outcome.UNKNOWN
+        assert ("a" in stored) is (outcome is Outcome.COMMITTED), turns
+        assert "b" not in stored or "a" in stored
 
 
 async def test_cancelled_twice_no_connection_is_lost(dsn: str, migrated: set[str]) -> None:
