@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import Final
 
+import psycopg
 from psycopg import AsyncTransaction
 
 from ...service_layer.unit_of_work import Outcome
@@ -15,7 +16,7 @@ from .statement import Cursor, succeeded
 COMMIT_GRACE: Final = 1.0
 """Seconds that a cancelled unit waits to learn how its COMMIT ended."""
 CANCEL_GRACE: Final = 0.25
-"""Seconds that it then waits for the server to cancel it, before it cuts the connection."""
+"""Seconds that the server is then given to cancel it, before the connection is cut."""
 
 
 def judge_interrupted(cursors: list[Cursor], connection: Connection) -> Outcome:
@@ -40,10 +41,22 @@ async def _commit(transaction: AbstractAsyncContextManager[AsyncTransaction]) ->
 
 
 async def await_commit(task: asyncio.Task[bool | None]) -> Outcome:
-    """Wait a moment for a COMMIT whose unit was cancelled."""
-    await asyncio.wait([task], timeout=COMMIT_GRACE)
-    if not task.done():
-        task.cancel()  # the driver cancels it on the server, too, if it gets through
-        await asyncio.wait([task], timeout=CANCEL_GRACE)
-        return Outcome.UNKNOWN
-    return Outcome.ROLLED_BACK if task.cancelled() or task.exception() else Outcome.COMMITTED
+    """Wait a moment for a COMMIT whose unit was cancelled; afterwards the task is over.
+
+    It must be: a connection that is cut while a task still waits for its socket leaves a number
+    to be used by the next one, which that task would then take out of the event loop.
+    """
+    with suppress(asyncio.CancelledError):  # cancelled again: so no more waiting
+        await asyncio.wait([task], timeout=COMMIT_GRACE)
+    if task.done() and not task.cancelled():
+        error = task.exception()
+        if error is None:
+            return Outcome.COMMITTED
+        was_refused = isinstance(error, psycopg.Error) and error.sqlstate is not None
+        return Outcome.ROLLED_BACK if was_refused else Outcome.UNKNOWN
+    while not task.done():
+        # First the driver cancels it on the server; the second time it cuts the connection.
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([task], timeout=CANCEL_GRACE)
+    return Outcome.UNKNOWN

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, TypeAlias, TypeVar
 
 import psycopg
@@ -127,7 +127,9 @@ async def pipeline_of(connection: Connection) -> AsyncGenerator[None]:
         try:
             await asyncio.shield(entering)
         except BaseException:
-            await asyncio.wait([entering])  # it waits for nothing but its turn
+            while not entering.done():  # it waits for nothing but its turn
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([entering])
             if not entering.cancelled() and entering.exception() is None:
                 await manager.__aexit__(None, None, None)
             raise
