@@ -402,6 +402,24 @@ async def test_a_transaction_that_begins_on_a_lent_connection_inside_a_unit_is_r
     assert not await exists(postgres, "s")
 
 
+async def test_one_unit_serves_in_and_out_of_a_transaction(
+    postgres: ConversationStore, lent: Any
+) -> None:
+    """Entered inside a transaction of the host's, then idle, it looks anew each time."""
+    uow = postgres.unit_of_work(connection=lent)
+    for number in range(3):
+        async with lent.transaction(), uow:
+            pass
+        assert await find_conversation(uow, user_id="u", session_id=f"s-{number}") is None
+        assert lent.pgconn.transaction_status == TransactionStatus.IDLE
+        await start_conversation(uow, user_id="u", session_id=f"s-{number}")
+        assert lent.pgconn.transaction_status == TransactionStatus.IDLE
+        async with lent.transaction(force_rollback=True):
+            await start_conversation(uow, user_id="u", session_id=f"gone-{number}")
+        assert not await exists(postgres, f"gone-{number}")
+        assert await exists(postgres, f"s-{number}")
+
+
 # The host's pool ----------------------------------------------------------------------------------
 
 

@@ -130,6 +130,7 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
     # What AsyncUnitOfWork asks of an adapter ------------------------------------------------------
 
     def _prepare(self) -> None:
+        self._connection = None  # of a unit that did nothing in a transaction of the host's
         if isinstance(self._connections, LentConnection):
             self._in_host_transaction = self._connections.check()
             if self._in_host_transaction:
@@ -166,10 +167,12 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
             self._outcome = judge_interrupted(cursors, connection)
             raise
         finally:
-            if self._outcome is Outcome.COMMITTED:
-                for step, cursor in zip(writes, cursors[len(commands) > 1 :], strict=False):
-                    step.carried_out(await _statement(step).result_of(cursor))
-            await self._connections.give_back(connection)
+            try:
+                if self._outcome is Outcome.COMMITTED:
+                    for step, cursor in zip(writes, cursors[len(commands) > 1 :], strict=False):
+                        step.carried_out(await _statement(step).result_of(cursor))
+            finally:
+                await self._connections.give_back(connection)
 
     async def _run_whole_in_host_transaction(self, steps: list[Step]) -> None:
         outermost = self._blocks[0]
