@@ -59,9 +59,9 @@ class ImportedConversation:
     conversation: NewConversation
     status: Status
     start_time: datetime | None
-    """None: the first timestamp, or else the store's clock."""
+    """The record's, or else its first timestamp; None: the store's clock."""
     last_activity: datetime | None
-    """None: the last timestamp, or else the store's clock."""
+    """The record's, or else its last timestamp; None: the store's clock."""
     timestamps: tuple[datetime, ...]
     """One a message, or none at all: then all messages take last_activity."""
 
@@ -106,8 +106,8 @@ def _read_record(record: object, number: int) -> ImportedConversation:
     return ImportedConversation(
         conversation=evolve(conversation, drafts=tuple(drafts)),
         status=to_status(values.get("status", Status.ACTIVE)),
-        start_time=start_time,
-        last_activity=last_activity,
+        start_time=start_time or (timestamps[0] if timestamps else None),
+        last_activity=last_activity or (timestamps[-1] if timestamps else None),
         timestamps=tuple(timestamps),
     )
 

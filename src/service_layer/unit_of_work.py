@@ -317,7 +317,7 @@ class AsyncUnitOfWork(ABC):
 
     @abstractmethod
     async def _draw_ids(self, count: int) -> Sequence[int]:
-        """Give ids that were never given before, in increasing order."""
+        """Give ids that were never given before."""
 
     @abstractmethod
     async def _run_whole(self, steps: list[Step]) -> None:
@@ -332,6 +332,7 @@ class AsyncUnitOfWork(ABC):
 
         A CloseBlock may be the first step, of a block that was left before; one that is never
         told ends with the transaction.
+
         Gives each write its result, also those before one that fails, and sets `opened` on each
         block that it opens. Raises StepFailedError naming the block whose write failed; any other
         exception concerns all blocks that have a part in the steps.

@@ -215,8 +215,7 @@ class InMemoryConversationRepository(ConversationRepository):
     ) -> None:
         new, times = imported.conversation, imported.timestamps
         now = self._view.database.clock()
-        start = imported.start_time or (times[0] if times else None)
-        last = imported.last_activity or (times[-1] if times else None)
+        start, last = imported.start_time, imported.last_activity
         last_activity = last or max(start or now, now)
         conversation = new.stored(
             conversation_id=conversation_id,

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import select
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Coroutine, Generator
+from collections.abc import AsyncGenerator, Awaitable, Coroutine, Generator
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -74,6 +75,15 @@ class Connections(ABC):
             raise
         finally:
             await self._put(connection)
+
+    @asynccontextmanager
+    async def borrowed(self) -> AsyncGenerator[Connection]:
+        """Lend a connection for a block, where its own cost does not matter."""
+        connection = await self.borrow()
+        try:
+            yield connection
+        finally:
+            await self.give_back(connection)
 
     @abstractmethod
     async def _take(self) -> Connection: ...

@@ -253,14 +253,13 @@ def _imported_conversation(
     imported: ImportedConversation, conversation_id: int
 ) -> dict[str, object]:
     new = imported.conversation
-    first, last = (imported.timestamps or (None,))[0], (imported.timestamps or (None,))[-1]
     return {
         "id": conversation_id,
         "user_id": new.user_id,
         "session_id": new.session_id,
         "status": imported.status,
-        "start_time": time_text(imported.start_time or first),
-        "last_activity": time_text(imported.last_activity or last),
+        "start_time": time_text(imported.start_time),
+        "last_activity": time_text(imported.last_activity),
         "message_count": len(new.drafts),
         "rescue_id": new.rescue_id,
         "intent_type": new.intent_type,

@@ -82,12 +82,13 @@ CONSTRAINTS: Final[Mapping[str, str]] = {
 """What it means that a constraint of our tables is violated; our own statements reach only the
 last, all others need SQL from outside the store."""
 
-_MISUSE: Final = {
+MISUSE: Final = {
     "25P02": "an SQL error in the unit's transaction was swallowed; nothing of it is stored",
     "25P01": "the host's SQL ended the unit's transaction: leave COMMIT and ROLLBACK to it",
     "3B001": "a savepoint of the unit is gone: units, or the host's own savepoints, overlap on "
     "this connection instead of nesting",
 }
+"""What the host did wrong where the server answers so, or where it would."""
 
 _ABORTED: Final = {
     "40001": "the transaction could not be serialized",
@@ -145,8 +146,8 @@ def translate(error: psycopg.Error) -> ConversationStoreError:
         return REFUSALS[name](json.loads(error.diag.message_detail or "{}"))
     if name == REQUEST_KEY:
         return TransactionAborted(reason=_CONTESTED, sqlstate=state)
-    if state in _MISUSE:
-        return UnitOfWorkMisuse(reason=_MISUSE[state])
+    if state in MISUSE:
+        return UnitOfWorkMisuse(reason=MISUSE[state])
     for kind, reasons in (
         (TransactionAborted, _ABORTED),
         (StoreTimeout, _TIMEOUTS),

@@ -8,10 +8,10 @@ from psycopg_pool import AsyncConnectionPool
 
 from ...domain.errors import StoreMisconfigured, StoreUnavailable
 from .connections import Connection, Connections, LentConnection, Pool, PooledConnections
-from .errors import translate
 from .ids import IdSource, draw_blocks
 from .migrate import check_schema, migrate
 from .sql import Texts
+from .statement import fetch_rows
 from .unit_of_work import PsycopgUnitOfWork
 
 
@@ -64,28 +64,17 @@ class PostgresStore:
         """Apply the migrations that are missing, over the pool or inside the host's transaction."""
         if connection is not None:
             return await migrate(connection, self._schema, id_block)
-        borrowed = await self._connections.borrow()
-        try:
+        async with self._connections.borrowed() as borrowed:
             return await migrate(borrowed, self._schema, id_block)
-        finally:
-            await self._connections.give_back(borrowed)
 
     async def ping(self) -> None:
         """Ask the server for an answer. Errors: StoreUnavailable, StoreTimeout."""
-        connection = await self._connections.borrow()
-        try:
-            await connection.execute(b"SELECT 1")
-        except psycopg.Error as error:
-            raise translate(error) from error
-        finally:
-            await self._connections.give_back(connection)
+        async with self._connections.borrowed() as connection:
+            await fetch_rows(connection, b"SELECT 1", {})
 
     async def _draw_blocks(self, blocks: int) -> list[range]:
-        connection = await self._connections.borrow()
-        try:
+        async with self._connections.borrowed() as connection:
             return await draw_blocks(connection, self._texts, blocks)
-        finally:
-            await self._connections.give_back(connection)
 
 
 def new_pool(

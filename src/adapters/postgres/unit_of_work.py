@@ -47,7 +47,7 @@ from .connections import (
     is_usable,
 )
 from .conversations import PsycopgConversationRepository
-from .errors import is_contested, translate
+from .errors import MISUSE, is_contested, translate
 from .ids import IdSource, draw_blocks
 from .messages import PsycopgMessageRepository
 from .rows import Row
@@ -103,9 +103,7 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
         for block in self._blocks:
             block.wrote = True
         await self._flush(also_blocks=True)
-        if self._connection is None:  # pragma: no cover - every flush holds one
-            raise UnitOfWorkMisuse(reason="the unit has no connection")
-        return self._connection
+        return self._held()
 
     async def fetch(self, text: bytes, parameters: Parameters) -> list[Row]:
         """Read rows: in the open transaction if there is one, else in autocommit."""
@@ -314,11 +312,9 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
         check_usable(connection)
         status = connection.pgconn.transaction_status
         if status == TransactionStatus.INERROR:
-            reason = "an SQL error in the unit's transaction was swallowed; nothing of it is stored"
-            raise UnitOfWorkMisuse(reason=reason)
+            raise UnitOfWorkMisuse(reason=MISUSE["25P02"])
         if status == TransactionStatus.IDLE:
-            reason = "the host's SQL ended the unit's transaction: leave COMMIT and ROLLBACK to it"
-            raise UnitOfWorkMisuse(reason=reason)
+            raise UnitOfWorkMisuse(reason=MISUSE["25P01"])
 
     async def _undo_to(self, savepoint: bytes, *, keep: bool = False) -> None:
         """Roll back to a savepoint and release it, or go on from it where it is kept.
