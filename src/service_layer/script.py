@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine, Generator
 from enum import Enum
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 from ..domain.errors import ConversationStoreError, UnitOfWorkMisuse
 from ..domain.repository import Write
@@ -59,14 +59,14 @@ class Block:
             block = block.parent
 
 
-@frozen(eq=False)
+@define(eq=False)
 class OpenBlock:
     """Here a block begins."""
 
     block: Block
 
 
-@frozen(eq=False)
+@define(eq=False)
 class CloseBlock:
     """Here an inner block ends well, or the outermost one does."""
 

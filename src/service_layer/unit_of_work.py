@@ -65,11 +65,6 @@ class AsyncUnitOfWork(ABC):
     the first read after a write, on awaiting a Pending, at `connection()`.
     """
 
-    conversations: ConversationRepository
-    """The conversations."""
-    messages: MessageRepository
-    """The messages."""
-
     def __init__(self, user_id: str | None = None) -> None:
         if user_id is not None:
             check_name(user_id, "user_id", InvalidConversation)
@@ -78,6 +73,16 @@ class AsyncUnitOfWork(ABC):
         self._blocks: list[Block] = []
         self._script: list[Step] = []
         self._outcome = Outcome.NOT_STARTED
+
+    @property
+    @abstractmethod
+    def conversations(self) -> ConversationRepository:
+        """The conversations."""
+
+    @property
+    @abstractmethod
+    def messages(self) -> MessageRepository:
+        """The messages."""
 
     @property
     def user_id(self) -> str | None:

@@ -27,8 +27,16 @@ class InMemoryUnitOfWork(AsyncUnitOfWork):
     def __init__(self, database: Database, user_id: str | None = None) -> None:
         super().__init__(user_id)
         self._view = View(database)
-        self.conversations = InMemoryConversationRepository(self, self._view)
-        self.messages = InMemoryMessageRepository(self, self._view)
+
+    @property
+    def conversations(self) -> InMemoryConversationRepository:
+        """The conversations."""
+        return InMemoryConversationRepository(self, self._view)
+
+    @property
+    def messages(self) -> InMemoryMessageRepository:
+        """The messages."""
+        return InMemoryMessageRepository(self, self._view)
 
     async def connection(self) -> NoReturn:
         """Refuse: a unit in memory has no connection."""

@@ -42,20 +42,21 @@ class IdSource:
         that it never waits for a second one. The sequence takes no part in transactions, so a
         block drawn so survives a rollback.
         """
-        if self._process != os.getpid():  # a fork: these ids are the parent's
-            self._ranges.clear()
-            self._left, self._refill, self._process = 0, None, os.getpid()
-        while self._left < count:
+        while not self.has(count):
             # How large a block is, only the first one tells.
             blocks = -(-(count - self._left) // self._block_size) if self._block_size else 1
             if draw_blocks is None:
                 await asyncio.shield(self._start_refill(blocks))
             else:
                 self._add(await draw_blocks(blocks))
-        ids = self._pop(count)
-        if self._left < self._block_size * REFILL_BELOW:
-            self._start_refill(1)
-        return ids
+        return self.pop(count)
+
+    def has(self, count: int) -> bool:
+        """Whether `count` ids can be had without drawing."""
+        if self._process != os.getpid():  # a fork: these ids are the parent's
+            self._ranges.clear()
+            self._left, self._refill, self._process = 0, None, os.getpid()
+        return self._left >= count
 
     async def close(self) -> None:
         """Stop drawing."""
@@ -69,8 +70,11 @@ class IdSource:
         self._left += sum(map(len, blocks))
         self._block_size = len(blocks[0])
 
-    def _pop(self, count: int) -> list[int]:
+    def pop(self, count: int) -> list[int]:
+        """Give `count` ids that it has; in the background draw more if few are left."""
         self._left -= count
+        if self._left < self._block_size * REFILL_BELOW:
+            self._start_refill(1)
         ids: list[int] = []
         while len(ids) < count:
             block = self._ranges.popleft()

@@ -45,7 +45,8 @@ class PsycopgMessageRepository(MessageRepository):
         }
 
         def bind(ids: Sequence[int]) -> Parameters:
-            return parameters | {"ids": id_array(ids)}
+            parameters["ids"] = id_array(ids)
+            return parameters
 
         def read(ids: Sequence[int], rows: list[Row]) -> list[Message]:
             base, time = rows[0][0], utc(rows[0][1])

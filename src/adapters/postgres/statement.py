@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, TypeAlias, TypeVar
 
 import psycopg
-from attrs import define, frozen
+from attrs import define
 from psycopg import AsyncCursor
 from psycopg.pq import ExecStatus
 from psycopg.rows import tuple_row
@@ -44,11 +44,10 @@ class Statement(Write[T]):
 
     async def result_of(self, cursor: Cursor) -> T:
         """Read the result from the cursor it was sent with."""
-        rows = await cursor.fetchall() if cursor.description else []
-        return self.read(self.ids, rows)
+        return self.read(self.ids, await rows_of(cursor))
 
 
-@frozen
+@define(eq=False)
 class Command:
     """A text to be sent, with its parameters; of a statement, or one that controls blocks."""
 
@@ -84,6 +83,15 @@ async def execute(cursor: Cursor, command: Command) -> None:
     await cursor.execute(command.text, command.parameters, binary=True)
 
 
+async def execute_alone(connection: Connection, cursors: list[Cursor], command: Command) -> None:
+    """Send one command: one round trip; `cursors` gets its cursor. Errors: the driver's."""
+    cursor = new_cursor(connection)
+    cursors.append(cursor)
+    await cursor.execute(command.text, command.parameters, binary=True)
+    if not succeeded(cursor):
+        raise _lost(connection)
+
+
 async def execute_together(
     connection: Connection, cursors: list[Cursor], commands: list[Command]
 ) -> None:
@@ -92,27 +100,31 @@ async def execute_together(
     No code of others runs while the pipeline is open, and what is sent ends in a Sync. Raises
     CommandFailedError for the first that failed; psycopg may report it at a later one.
     """
-    cursors.extend(new_cursor(connection) for _ in commands)
     failure: psycopg.Error | None = None
     try:
         if len(commands) == 1:
-            await execute(cursors[0], commands[0])
-        else:
-            async with pipeline_of(connection):
-                # Kept until the pipeline is left, or psycopg would log a warning on leaving it.
-                try:
-                    for cursor, command in zip(cursors, commands, strict=True):
-                        await execute(cursor, command)
-                except psycopg.Error as error:
-                    failure = error
+            await execute_alone(connection, cursors, commands[0])
+            return
+        cursors.extend(new_cursor(connection) for _ in commands)
+        async with pipeline_of(connection):
+            # Kept until the pipeline is left, or psycopg would log a warning on leaving it.
+            try:
+                for cursor, command in zip(cursors, commands, strict=True):
+                    await execute(cursor, command)
+            except psycopg.Error as error:
+                failure = error
     except psycopg.Error as error:
         failure = failure or error
     if failure is None and not succeeded(cursors[-1]):
-        cut(connection)  # what was sent on it nobody will read
-        failure = psycopg.OperationalError("the server's answer was lost")
+        failure = _lost(connection)
     if failure is not None:
         guilty = next((i for i, cursor in enumerate(cursors) if not succeeded(cursor)), 0)
         raise CommandFailedError(guilty, failure) from failure
+
+
+def _lost(connection: Connection) -> psycopg.OperationalError:
+    cut(connection)  # what was sent on it nobody will read
+    return psycopg.OperationalError("the server's answer was lost")
 
 
 @asynccontextmanager
@@ -146,6 +158,14 @@ def succeeded(cursor: Cursor) -> bool:
     """Whether the server answered that the command of this cursor was carried out."""
     result = cursor.pgresult
     return result is not None and result.status in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK)
+
+
+async def rows_of(cursor: Cursor) -> list[Row]:
+    """Return the rows that the command of this cursor returned, if it returns any."""
+    result = cursor.pgresult
+    if result is None or result.status != ExecStatus.TUPLES_OK:
+        return []
+    return await cursor.fetchall()
 
 
 async def fetch_rows(connection: Connection, text: bytes, parameters: Parameters) -> list[Row]:

@@ -94,8 +94,19 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
         """The numbers of its savepoints; they begin anew with each transaction."""
         self._sent: list[Statement[Any]] = []
         """What was carried out in the open transaction."""
-        self.conversations = PsycopgConversationRepository(self, texts)
-        self.messages = PsycopgMessageRepository(self, texts)
+
+    # Repositories are made when they are asked for: kept, each unit would be a cycle, which only
+    # the garbage collector ends.
+
+    @property
+    def conversations(self) -> PsycopgConversationRepository:
+        """The conversations."""
+        return PsycopgConversationRepository(self, self._texts)
+
+    @property
+    def messages(self) -> PsycopgMessageRepository:
+        """The messages."""
+        return PsycopgMessageRepository(self, self._texts)
 
     async def connection(self) -> Connection:
         """Give the connection inside the unit's transaction; see AsyncUnitOfWork.connection."""
@@ -140,6 +151,8 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
         return not self._in_host_transaction
 
     async def _draw_ids(self, count: int) -> Sequence[int]:
+        if self._ids.has(count):
+            return self._ids.pop(count)
         held = self._connection
         if held is None:
             return await self._ids.take(count)
@@ -150,8 +163,7 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
             await self._run_whole_in_host_transaction(steps)
             return
         writes = [step for step in steps if isinstance(step, RegisteredWrite)]
-        statements = [_statement(step) for step in writes]
-        commands = [Command.of(statement) for statement in statements]
+        commands = [Command.of(_statement(step)) for step in writes]
         if len(commands) > 1:
             commands = [BEGIN, *commands, COMMIT]
         connection = await self._connections.borrow()
@@ -160,6 +172,7 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
             await execute_together(connection, cursors, commands)
             self._outcome = Outcome.COMMITTED
         except CommandFailedError as failure:
+            statements = [_statement(step) for step in writes]
             raise self._judge(failure.error, connection, statements) from failure.error
         except BaseException:
             self._outcome = judge_interrupted(cursors, connection)
