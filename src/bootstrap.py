@@ -53,6 +53,7 @@ class ConversationStore:
         max_size: int = 10,
         timeout: float = 30.0,
         prepare_threshold: int | None = 5,
+        coalesce: bool = False,
     ) -> Self:
         """Return a store on PostgreSQL with a pool of its own, opened on entering.
 
@@ -65,6 +66,9 @@ class ConversationStore:
             timeout: seconds to wait for a free connection, then StoreTimeout.
             prepare_threshold: after how many uses the server keeps a statement prepared; None,
                 never, is for poolers in transaction mode before PgBouncer 1.21.
+            coalesce: store turns that come at the same time by one statement (group commit): more
+                turns a second where many tasks append at once; a turn that comes alone goes as
+                it does without.
 
         Entering raises StoreUnavailable at once where the server cannot be reached, and
         StoreMisconfigured where the connection string cannot be read.
@@ -78,17 +82,24 @@ class ConversationStore:
             timeout=timeout,
             prepare_threshold=prepare_threshold,
         )
-        return cls(PostgresStore(pool, schema, dsn=dsn))
+        return cls(PostgresStore(pool, schema, dsn=dsn, coalesce=coalesce))
 
     @classmethod
-    def from_pool(cls, pool: AsyncConnectionPool[Any], *, schema: str = "operational") -> Self:
+    def from_pool(
+        cls,
+        pool: AsyncConnectionPool[Any],
+        *,
+        schema: str = "operational",
+        coalesce: bool = False,
+    ) -> Self:
         """Return a store over a pool of the host's, which the host opens and closes.
 
-        Connections are given back as they were lent: same autocommit, same isolation level.
+        Connections are given back as they were lent: same autocommit, same isolation level. For
+        `schema` and `coalesce` see `connect`.
         """
         from .adapters.postgres.store import PostgresStore
 
-        return cls(PostgresStore(pool, schema))
+        return cls(PostgresStore(pool, schema, coalesce=coalesce))
 
     @classmethod
     def in_memory(

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, suppress
-from typing import Final
+from typing import Any, Final
 
 import psycopg
 from psycopg import AsyncTransaction
+from psycopg.pq import TransactionStatus
 
+from ...domain.errors import CommitOutcomeUnknown, StoreUnavailable
 from ...service_layer.unit_of_work import Outcome
 from .connections import Connection
-from .statement import Cursor, succeeded
+from .errors import translate
+from .statement import Cursor, Statement, succeeded
 
 COMMIT_GRACE: Final = 1.0
 """Seconds that a cancelled unit waits to learn how its COMMIT ended."""
@@ -24,6 +28,27 @@ def judge_interrupted(cursors: list[Cursor], connection: Connection) -> Outcome:
     if cursors and succeeded(cursors[-1]):
         return Outcome.COMMITTED
     return Outcome.UNKNOWN if connection.closed else Outcome.ROLLED_BACK
+
+
+def is_lost(error: psycopg.Error, connection: Connection) -> bool:
+    """Whether a unit that failed while it was committed may be stored all the same."""
+    is_cut_off = connection.closed or connection.pgconn.transaction_status in (
+        TransactionStatus.UNKNOWN,
+        TransactionStatus.ACTIVE,
+    )
+    return is_cut_off and isinstance(translate(error), StoreUnavailable)
+
+
+def outcome_unknown(error: psycopg.Error, sent: Sequence[Statement[Any]]) -> CommitOutcomeUnknown:
+    """Return the error of a unit that was lost, with what its host needs to ask about it later."""
+    existing = [s.conversation_id for s in sent if s.conversation_id is not None]
+    return CommitOutcomeUnknown(
+        reason="the connection was lost while the unit of work was committed",
+        sqlstate=error.sqlstate,
+        conversation_ids=(*existing, *(i for s in sent for i in s.ids[: s.new_conversations])),
+        message_ids=tuple(i for s in sent for i in s.ids[s.new_conversations :]),
+        request_ids=tuple(s.request_id for s in sent if s.request_id is not None),
+    )
 
 
 def begin_commit(

@@ -25,9 +25,9 @@ from ...domain.record import ImportedConversation
 from ...domain.repository import ConversationRepository, OnDuplicate
 from .parameters import (
     ReadingUnit,
+    array,
     drafts_text,
     flag_text,
-    id_array,
     integer_text,
     json_text,
     status_array,
@@ -246,7 +246,7 @@ def _starting(new: NewConversation) -> Callable[[Sequence[int]], Parameters]:
         "metadata": json_text(new.metadata),
         "drafts": drafts_text(new.drafts),
     }
-    return lambda ids: parameters | {"id": Int8(ids[0]), "ids": id_array(ids[1:])}
+    return lambda ids: parameters | {"id": Int8(ids[0]), "ids": array(ids[1:])}
 
 
 def _imported_conversation(

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 from psycopg.types.numeric import Int8
 
-from ...domain.conversation import ACCEPTING_MESSAGES, MAX_ID
+from ...domain.conversation import MAX_ID
 from ...domain.errors import ConversationNotFound, MessageNotFound
 from ...domain.message import Message, Turn
 from ...domain.repository import MessageRepository
 from .parameters import (
+    ACCEPTING,
     ReadingUnit,
+    array,
     drafts_text,
-    id_array,
     integer_text,
-    status_array,
 )
 from .rows import Row, to_message, utc
 from .sql import Texts
 from .statement import Parameters, Statement
-
-_ACCEPTING: Final = status_array(ACCEPTING_MESSAGES)
 
 
 class PsycopgMessageRepository(MessageRepository):
@@ -39,13 +37,13 @@ class PsycopgMessageRepository(MessageRepository):
             "conversation_id": Int8(turn.conversation_id),
             "user_id": self._unit.user_id,
             "expected_version": integer_text(turn.expected_version),
-            "accepting": _ACCEPTING,
+            "accepting": ACCEPTING,
             "count": Int8(len(turn.drafts)),
             "drafts": drafts_text(turn.drafts),
         }
 
         def bind(ids: Sequence[int]) -> Parameters:
-            parameters["ids"] = id_array(ids)
+            parameters["ids"] = array(ids)
             return parameters
 
         def read(ids: Sequence[int], rows: list[Row]) -> list[Message]:
@@ -80,6 +78,8 @@ class PsycopgMessageRepository(MessageRepository):
             ids_needed=len(turn.drafts),
             conversation_id=turn.conversation_id,
             request_id=turn.request_id,
+            # A version is expected at one moment: who expects it has to come at that moment.
+            read_placed=read if turn.expected_version is None else None,
         )
 
     async def _get(self, message_id: int) -> Message:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Protocol
+from typing import Final, Protocol
 
-from ...domain.conversation import Status
+from ...domain.conversation import ACCEPTING_MESSAGES, Status
 from ...domain.json_object import JsonObject, dump_json
 from ...domain.message import MessageDraft
 from ...domain.repository import Unit
@@ -32,6 +32,10 @@ def status_array(statuses: Iterable[Status]) -> str:
     return "{" + ",".join(sorted(statuses)) + "}"
 
 
+ACCEPTING: Final = status_array(ACCEPTING_MESSAGES)
+"""The statuses that accept messages."""
+
+
 def json_text(value: JsonObject | None) -> str | None:
     """Return an optional JSON object as text."""
     return None if value is None else dump_json(value)
@@ -42,9 +46,9 @@ def integer_text(value: int | None) -> str | None:
     return None if value is None else str(value)
 
 
-def id_array(ids: Sequence[int]) -> str:
-    """Return ids as the text of an array."""
-    return "{" + ",".join(map(str, ids)) + "}"
+def array(integers: Iterable[int]) -> str:
+    """Return integers as the text of an array."""
+    return "{" + ",".join(map(str, integers)) + "}"
 
 
 def drafts_text(drafts: Sequence[MessageDraft]) -> str:

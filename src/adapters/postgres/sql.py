@@ -114,6 +114,48 @@ WHERE CASE WHEN done.id IS NOT NULL THEN true ELSE {{refuse}}(
     {_REFUSAL_DETAIL})) END
 """
 
+# Many turns at once, and only those that are beyond doubt: rows that others have locked are passed
+# over, so that this statement waits for nobody. Locked rows are read in their newest version, so a
+# turn that is taken is taken rightly; why one was not, its own statement finds out.
+APPEND_TOGETHER: Final[LiteralString] = """
+WITH turns AS MATERIALIZED (
+    SELECT * FROM json_to_recordset(%(turns)s::json) AS t (turn bigint, before bigint,
+        count bigint, conversation_id bigint, user_id text, request_id text, digest text)
+), locked AS MATERIALIZED (
+    SELECT id, user_id, status, message_count,
+        greatest(last_activity, clock_timestamp()) AS time
+    FROM {conversations} WHERE id = ANY(%(conversation_ids)s::bigint[])
+    ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+), taken AS MATERIALIZED (
+    SELECT locked.id, locked.time, t.turn, t.before, t.count, t.request_id, t.digest,
+        locked.message_count - t.count
+            + (sum(t.count) OVER (PARTITION BY locked.id ORDER BY t.turn))::bigint AS base
+    FROM turns AS t JOIN locked ON locked.id = t.conversation_id
+    WHERE locked.status = ANY(%(accepting)s::text[])
+        AND (t.user_id IS NULL OR t.user_id = locked.user_id)
+        AND NOT EXISTS (SELECT FROM {messages} AS m WHERE m.conversation_id = t.conversation_id
+            AND m.request_id = t.request_id AND m.request_digest IS NOT NULL)
+), done AS (
+    UPDATE {conversations} AS c SET message_count = c.message_count + sums.count,
+        version = c.version + sums.turns, last_activity = sums.time
+    FROM (SELECT id, max(time) AS time, sum(count)::bigint AS count, count(*) AS turns
+        FROM taken GROUP BY id) AS sums
+    WHERE c.id = sums.id
+), added AS (
+    INSERT INTO {messages} (conversation_id, position, id, role, content, timestamp,
+        intent_type, slots, metadata, request_id, request_digest)
+    SELECT taken.id, taken.base + d.ordinal - taken.before, d.id, d.role, d.content,
+        taken.time, d.intent_type, d.slots, d.metadata, taken.request_id,
+        CASE WHEN d.ordinal = taken.before + 1 THEN taken.digest::bytea END
+    FROM ROWS FROM (json_to_recordset(%(drafts)s::json) AS (
+            role text, content text, intent_type text, slots jsonb, metadata jsonb
+        ), unnest(%(ids)s::bigint[]), unnest(%(turn_of_each)s::bigint[])) WITH ORDINALITY
+        AS d (role, content, intent_type, slots, metadata, id, turn, ordinal)
+    JOIN taken ON taken.turn = d.turn
+)
+SELECT turn, base, time AT TIME ZONE 'UTC' FROM taken
+"""
+
 # The verdict comes from the snapshot that looked for the request: a version that moved since then
 # may have moved by this very request, so that is contested, and the statement is sent again.
 APPEND_REQUEST: Final[LiteralString] = f"""
@@ -342,6 +384,7 @@ class Texts:
         self.get_or_start = compose(GET_OR_START)
         self.append = compose(APPEND)
         self.append_request = compose(APPEND_REQUEST)
+        self.append_together = compose(APPEND_TOGETHER)
         self.set_status = compose(SET_STATUS)
         self.update = compose(UPDATE)
         self.remove = compose(REMOVE)

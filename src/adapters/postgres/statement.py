@@ -42,6 +42,12 @@ class Statement(Write[T]):
     request_id: str | None = None
     """Its request, if it has one: then it can meet itself, sent by another, and is sent again."""
 
+    read_placed: Callable[[Sequence[int], list[Row]], T] | None = None
+    """Its result where it was stored together with others, from its ids and (base, time).
+
+    None: it is never stored together with others.
+    """
+
     async def result_of(self, cursor: Cursor) -> T:
         """Read the result from the cursor it was sent with."""
         return self.read(self.ids, await rows_of(cursor))

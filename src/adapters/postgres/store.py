@@ -7,7 +7,8 @@ from psycopg import AsyncConnection, IsolationLevel
 from psycopg_pool import AsyncConnectionPool
 
 from ...domain.errors import StoreMisconfigured, StoreUnavailable
-from .connections import Connection, Connections, LentConnection, Pool, PooledConnections
+from .connections import Connection, LentConnection, Pool, PooledConnections
+from .group_commit import GroupCommit
 from .ids import IdSource, draw_blocks
 from .migrate import check_schema, migrate
 from .sql import Texts
@@ -18,7 +19,9 @@ from .unit_of_work import PsycopgUnitOfWork
 class PostgresStore:
     """What units of work on one schema of one database share."""
 
-    def __init__(self, pool: Pool, schema: str, *, dsn: str | None = None) -> None:
+    def __init__(
+        self, pool: Pool, schema: str, *, dsn: str | None = None, coalesce: bool = False
+    ) -> None:
         check_schema(schema)
         self._pool = pool
         self._dsn = dsn
@@ -27,6 +30,7 @@ class PostgresStore:
         self._texts = Texts(schema)
         self._connections = PooledConnections(pool)
         self._ids = IdSource(self._draw_blocks)
+        self._group_commit = GroupCommit(self._connections, self._texts) if coalesce else None
 
     async def open(self) -> None:
         """Open our own pool. Errors: StoreUnavailable at once if the server cannot be reached."""
@@ -55,10 +59,12 @@ class PostgresStore:
         self, user_id: str | None = None, connection: Connection | None = None
     ) -> PsycopgUnitOfWork:
         """Return a unit of work, over the pool or over one connection of the host's."""
-        connections: Connections = self._connections
         if connection is not None:
-            connections = LentConnection(connection)
-        return PsycopgUnitOfWork(connections, self._texts, self._ids, user_id)
+            lent = LentConnection(connection)
+            return PsycopgUnitOfWork(lent, self._texts, self._ids, user_id)
+        return PsycopgUnitOfWork(
+            self._connections, self._texts, self._ids, user_id, self._group_commit
+        )
 
     async def migrate(self, id_block: int, connection: Connection | None = None) -> list[str]:
         """Apply the migrations that are missing, over the pool or inside the host's transaction."""

@@ -21,12 +21,7 @@ import psycopg
 from psycopg import AsyncTransaction
 from psycopg.pq import TransactionStatus
 
-from ...domain.errors import (
-    CommitOutcomeUnknown,
-    ConversationStoreError,
-    StoreUnavailable,
-    UnitOfWorkMisuse,
-)
+from ...domain.errors import ConversationStoreError, UnitOfWorkMisuse
 from ...service_layer.script import (
     Block,
     CloseBlock,
@@ -36,7 +31,7 @@ from ...service_layer.script import (
     StepFailedError,
 )
 from ...service_layer.unit_of_work import MAX_SENDS, AsyncUnitOfWork, Outcome
-from .commit import await_commit, begin_commit, judge_interrupted
+from .commit import await_commit, begin_commit, is_lost, judge_interrupted, outcome_unknown
 from .connections import (
     Connection,
     Connections,
@@ -48,6 +43,7 @@ from .connections import (
 )
 from .conversations import PsycopgConversationRepository
 from .errors import MISUSE, is_contested, translate
+from .group_commit import FlushFailedError, GroupCommit
 from .ids import IdSource, draw_blocks
 from .messages import PsycopgMessageRepository
 from .rows import Row
@@ -77,9 +73,15 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
     """A unit of work on PostgreSQL."""
 
     def __init__(
-        self, connections: Connections, texts: Texts, ids: IdSource, user_id: str | None = None
+        self,
+        connections: Connections,
+        texts: Texts,
+        ids: IdSource,
+        user_id: str | None = None,
+        group_commit: GroupCommit | None = None,
     ) -> None:
         super().__init__(user_id)
+        self._group_commit = group_commit
         self._connections = connections
         self._texts = texts
         self._ids = ids
@@ -163,6 +165,33 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
             await self._run_whole_in_host_transaction(steps)
             return
         writes = [step for step in steps if isinstance(step, RegisteredWrite)]
+        group = self._group_commit
+        if group is None or len(writes) > 1 or not _statement(writes[0]).read_placed:
+            await self._send_alone(writes)
+        else:
+            await self._send_with_others(group, writes[0])
+
+    async def _send_with_others(self, group: GroupCommit, step: RegisteredWrite[Any]) -> None:
+        statement = _statement(step)
+        seat = group.enter(statement)
+        try:
+            if not await group.is_placed(seat):
+                await self._send_alone([step])
+                return
+        except FlushFailedError as failure:
+            self._outcome = failure.outcome
+            raise failure.error_for(statement) from failure.__cause__
+        except BaseException:
+            if not seat.is_alone:
+                self._outcome = seat.outcome()
+            raise
+        finally:
+            if seat.placed is not None and statement.read_placed is not None:
+                self._outcome = Outcome.COMMITTED
+                step.carried_out(statement.read_placed(statement.ids, [seat.placed]))
+            group.leave(seat)
+
+    async def _send_alone(self, writes: list[RegisteredWrite[Any]]) -> None:
         commands = [Command.of(_statement(step)) for step in writes]
         if len(commands) > 1:
             commands = [BEGIN, *commands, COMMIT]
@@ -362,23 +391,9 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
         self, error: psycopg.Error, connection: Connection, sent: list[Statement[Any]]
     ) -> ConversationStoreError:
         """Return what it means that a unit failed while it was committed; set the outcome."""
-        translated = translate(error)
-        lost = connection.closed or connection.pgconn.transaction_status in (
-            TransactionStatus.UNKNOWN,
-            TransactionStatus.ACTIVE,
-        )
-        if not (lost and isinstance(translated, StoreUnavailable)):
-            self._outcome = Outcome.ROLLED_BACK
-            return translated
-        self._outcome = Outcome.UNKNOWN
-        existing = [s.conversation_id for s in sent if s.conversation_id is not None]
-        return CommitOutcomeUnknown(
-            reason="the connection was lost while the unit of work was committed",
-            sqlstate=error.sqlstate,
-            conversation_ids=(*existing, *(i for s in sent for i in s.ids[: s.new_conversations])),
-            message_ids=tuple(i for s in sent for i in s.ids[s.new_conversations :]),
-            request_ids=tuple(s.request_id for s in sent if s.request_id is not None),
-        )
+        lost = is_lost(error, connection)
+        self._outcome = Outcome.UNKNOWN if lost else Outcome.ROLLED_BACK
+        return outcome_unknown(error, sent) if lost else translate(error)
 
 
 def _statement(step: RegisteredWrite[Any]) -> Statement[Any]:
