@@ -12,6 +12,9 @@ from store_fixtures import AWKWARD_SCHEMA, open_store
 
 from conversation_store import AsyncUnitOfWork, ConversationStore
 
+POSTGRES = ["postgres", "awkward_schema", "coalescing", "always_coalescing"]
+"""The kinds of store that have a pool on the server."""
+
 
 class LentStore:
     """A store whose units of work are all inside one transaction of the host's."""
@@ -35,7 +38,16 @@ async def _lent(dsn: str, migrated: set[str]) -> AsyncIterator[LentStore]:
             await connection.execute("SELECT 1")
 
 
-@pytest.fixture(params=["memory", "postgres", "awkward_schema", "lent_connection"])
+@asynccontextmanager
+async def _pooled(kind: str, dsn: str, migrated: set[str]) -> AsyncIterator[ConversationStore]:
+    schema = AWKWARD_SCHEMA if kind == "awkward_schema" else "operational"
+    async with open_store(dsn, schema, migrated, coalesce="coalescing" in kind) as store:
+        if kind == "always_coalescing":  # a turn that comes alone, too, goes the way of many
+            store._adapter._group_commit._go_together = lambda _: True  # type: ignore[attr-defined]
+        yield store
+
+
+@pytest.fixture(params=["memory", *POSTGRES, "lent_connection"])
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[Any]:
     """Give an empty store of each kind."""
     if request.param == "memory":
@@ -47,12 +59,11 @@ async def store(request: pytest.FixtureRequest) -> AsyncIterator[Any]:
         async with _lent(dsn, migrated) as lent:
             yield lent
         return
-    schema = "operational" if request.param == "postgres" else AWKWARD_SCHEMA
-    async with open_store(dsn, schema, migrated) as opened:
+    async with _pooled(request.param, dsn, migrated) as opened:
         yield opened
 
 
-@pytest.fixture(params=["memory", "postgres", "awkward_schema"])
+@pytest.fixture(params=["memory", *POSTGRES])
 async def shared_store(request: pytest.FixtureRequest) -> AsyncIterator[ConversationStore]:
     """Give an empty store of each kind that several units of work use at a time."""
     if request.param == "memory":
@@ -61,6 +72,5 @@ async def shared_store(request: pytest.FixtureRequest) -> AsyncIterator[Conversa
         return
     dsn = request.getfixturevalue("dsn")
     migrated = request.getfixturevalue("migrated")
-    schema = "operational" if request.param == "postgres" else AWKWARD_SCHEMA
-    async with open_store(dsn, schema, migrated) as opened:
+    async with _pooled(request.param, dsn, migrated) as opened:
         yield opened

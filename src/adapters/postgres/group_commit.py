@@ -81,9 +81,7 @@ class Seat:
         """Return what became of it, for a unit of work that was cancelled while it waited."""
         if self.placed is not None:
             return Outcome.COMMITTED
-        if self.flush is None:
-            return Outcome.NOT_STARTED
-        return self.flush.outcome
+        return Outcome.ROLLED_BACK if self.flush is None else self.flush.outcome
 
 
 @define(eq=False)
@@ -217,7 +215,7 @@ class GroupCommit:
         self._away += 1
         for seat in seats:
             self._occupied[seat.conversation_id] += 1
-        if len(seats) == 1:
+        if not self._go_together(seats):
             seats[0].counts = True
             self._alone.add(seats[0])
             _send_yourself(seats[0])
@@ -225,7 +223,12 @@ class GroupCommit:
         flush = Flush(seats)
         for seat in seats:
             seat.flush = flush
+            seat.called = seat.called or asyncio.get_running_loop().create_future()
         flush.task = asyncio.create_task(self._run(flush))
+
+    def _go_together(self, seats: list[Seat]) -> bool:
+        """Whether these are worth the statement for many; one turn has a shorter one."""
+        return len(seats) > 1
 
     def _land(self, seat: Seat) -> None:
         self._occupied[seat.conversation_id] -= 1
