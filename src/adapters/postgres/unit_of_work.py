@@ -12,10 +12,9 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Final
+from typing import Any
 
 import psycopg
 from psycopg import AsyncTransaction
@@ -25,7 +24,6 @@ from ...domain.errors import ConversationStoreError, UnitOfWorkMisuse
 from ...service_layer.script import (
     Block,
     CloseBlock,
-    OpenBlock,
     RegisteredWrite,
     Step,
     StepFailedError,
@@ -47,6 +45,7 @@ from .group_commit import FlushFailedError, GroupCommit
 from .ids import IdSource, draw_blocks
 from .messages import PsycopgMessageRepository
 from .rows import Row
+from .savepoints import TRIAL, Savepoints, has_trial, loser, statement_of
 from .sql import Texts
 from .statement import (
     BEGIN,
@@ -60,13 +59,6 @@ from .statement import (
     fetch_rows,
     new_cursor,
 )
-
-_numbers: Final = itertools.count(1)
-"""Of units inside the host's transactions, in this process."""
-
-_TRIAL: Final = b"conversation_store_trial"
-_SAVE_TRIAL: Final = Command(b"SAVEPOINT " + _TRIAL)
-_RELEASE_TRIAL: Final = Command(b"RELEASE " + _TRIAL)
 
 
 class PsycopgUnitOfWork(AsyncUnitOfWork):
@@ -90,12 +82,10 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
         self._transaction: AbstractAsyncContextManager[AsyncTransaction] | None = None
         """Ours, unless the unit is inside the host's."""
         self._in_host_transaction = False
-        self._savepoints = b"conversation_store"
-        """What the names of its savepoints begin with."""
-        self._numbers: dict[Block, int] = {}
-        """The numbers of its savepoints; they begin anew with each transaction."""
-        self._sent: list[Statement[Any]] = []
-        """What was carried out in the open transaction."""
+        self._savepoints: Savepoints
+        """Of the open transaction."""
+        self._sent: list[Statement[Any]]
+        """What was carried out in it."""
 
     # Repositories are made when they are asked for: kept, each unit would be a cycle, which only
     # the garbage collector ends.
@@ -146,8 +136,8 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
             self._in_host_transaction = self._connections.check()
             if self._in_host_transaction:
                 self._connection = self._connections.connection
-                # Of several units in one transaction each has names of its own.
-                self._savepoints = b"conversation_store_%d" % next(_numbers)
+                self._savepoints = Savepoints(in_host_transaction=True)
+                self._sent = []
 
     def _may_send_again(self) -> bool:
         return not self._in_host_transaction
@@ -166,13 +156,13 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
             return
         writes = [step for step in steps if isinstance(step, RegisteredWrite)]
         group = self._group_commit
-        if group is None or len(writes) > 1 or not _statement(writes[0]).read_placed:
+        if group is None or len(writes) > 1 or not statement_of(writes[0]).read_placed:
             await self._send_alone(writes)
         else:
             await self._send_with_others(group, writes[0])
 
     async def _send_with_others(self, group: GroupCommit, step: RegisteredWrite[Any]) -> None:
-        statement = _statement(step)
+        statement = statement_of(step)
         seat = group.enter(statement)
         try:
             if not await group.is_placed(seat):
@@ -192,7 +182,7 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
             group.leave(seat)
 
     async def _send_alone(self, writes: list[RegisteredWrite[Any]]) -> None:
-        commands = [Command.of(_statement(step)) for step in writes]
+        commands = [Command.of(statement_of(step)) for step in writes]
         if len(commands) > 1:
             commands = [BEGIN, *commands, COMMIT]
         connection = await self._connections.borrow()
@@ -201,7 +191,7 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
             await execute_together(connection, cursors, commands)
             self._outcome = Outcome.COMMITTED
         except CommandFailedError as failure:
-            statements = [_statement(step) for step in writes]
+            statements = [statement_of(step) for step in writes]
             raise self._judge(failure.error, connection, statements) from failure.error
         except BaseException:
             self._outcome = judge_interrupted(cursors, connection)
@@ -210,7 +200,7 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
             try:
                 if self._outcome is Outcome.COMMITTED:
                     for step, cursor in zip(writes, cursors[len(commands) > 1 :], strict=False):
-                        step.carried_out(await _statement(step).result_of(cursor))
+                        step.carried_out(await statement_of(step).result_of(cursor))
             finally:
                 await self._connections.give_back(connection)
 
@@ -231,7 +221,7 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
             await self._begin()
         connection = self._held()
         check_usable(connection)
-        script = [(step, command) for step in steps for command in self._commands(step)]
+        script = [(step, command) for step in steps for command in self._savepoints.commands(step)]
         sends = 1
         while script:
             cursors: list[Cursor] = []
@@ -240,33 +230,18 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
             except CommandFailedError as failure:
                 step, _ = script[failure.index]
                 await self._take_results(script[: failure.index], cursors)
-                if not is_contested(failure.error) or sends == MAX_SENDS or not _has_trial(step):
-                    raise StepFailedError(_loser(step), _caused(failure.error)) from failure.error
+                if not is_contested(failure.error) or sends == MAX_SENDS or not has_trial(step):
+                    raise StepFailedError(loser(step), _caused(failure.error)) from failure.error
                 # Before the contested write all went well: go on from it, with a new snapshot.
-                await self._undo_to(_TRIAL, keep=True)
+                await self._undo_to(TRIAL, keep=True)
                 script = script[failure.index :]
                 sends += 1
             else:
                 await self._take_results(script, cursors)
                 return
 
-    def _commands(self, step: Step) -> list[Command]:
-        block = step.block
-        if isinstance(step, RegisteredWrite):
-            statement = _statement(step)
-            command = Command.of(statement)
-            return [_SAVE_TRIAL, command, _RELEASE_TRIAL] if _has_trial(step) else [command]
-        if isinstance(step, OpenBlock):
-            block.opened = True
-            # A number of its own: of two blocks side by side neither must meet the other's.
-            self._numbers[block] = len(self._numbers)
-        if block.parent is None and not self._in_host_transaction:
-            return []  # the transaction itself
-        verb = b"SAVEPOINT " if isinstance(step, OpenBlock) else b"RELEASE "
-        return [Command(verb + self._savepoint(block))]
-
     async def _undo(self, block: Block) -> None:
-        await self._undo_to(self._savepoint(block))
+        await self._undo_to(self._savepoints.name(block))
 
     async def _commit(self) -> None:
         connection = self._held()
@@ -314,7 +289,7 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
     async def _undo_in_host_transaction(self, connection: Connection) -> Outcome:
         """Undo the unit; where that fails, the host's transaction is to fail with it."""
         try:
-            await self._undo_to(self._savepoint(self._blocks[0]))
+            await self._undo_to(self._savepoints.name(self._blocks[0]))
         except ConversationStoreError:
             if connection.pgconn.transaction_status == TransactionStatus.INTRANS:
                 return Outcome.UNKNOWN  # it is the host's to roll back
@@ -334,13 +309,12 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
             await self._connections.give_back(connection)
             raise
         self._connection, self._transaction = connection, transaction
+        self._savepoints, self._sent = Savepoints(in_host_transaction=False), []
 
     async def _end(self, outcome: Outcome) -> None:
         connection = self._held()
         self._outcome = outcome
         self._connection = self._transaction = None
-        self._sent = []
-        self._numbers = {}
         if not self._in_host_transaction:
             await self._connections.give_back(connection)
 
@@ -375,15 +349,12 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
         except psycopg.Error as error:
             raise translate(error) from error
 
-    def _savepoint(self, block: Block) -> bytes:
-        return b"%s_%d" % (self._savepoints, self._numbers[block])
-
     async def _take_results(
         self, script: list[tuple[Step, Command]], cursors: list[Cursor]
     ) -> None:
         for (step, command), cursor in zip(script, cursors, strict=False):
             if isinstance(step, RegisteredWrite) and command.parameters is not None:
-                statement = _statement(step)
+                statement = statement_of(step)
                 step.carried_out(await statement.result_of(cursor))
                 self._sent.append(statement)
 
@@ -396,26 +367,7 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
         return outcome_unknown(error, sent) if lost else translate(error)
 
 
-def _statement(step: RegisteredWrite[Any]) -> Statement[Any]:
-    statement = step.write
-    if not isinstance(statement, Statement):
-        raise TypeError(f"not a statement: {type(statement).__name__}")
-    return statement
-
-
 def _caused(error: psycopg.Error) -> ConversationStoreError:
     translated = translate(error)
     translated.__cause__ = error
     return translated
-
-
-def _loser(step: Step) -> Block:
-    """Return the block that loses something if a step fails: of one that closed, the outer."""
-    if isinstance(step, CloseBlock) and step.block.parent is not None:
-        return step.block.parent
-    return step.block
-
-
-def _has_trial(step: Step) -> bool:
-    """Whether a write runs in a savepoint of its own, so that it can be sent again by itself."""
-    return isinstance(step, RegisteredWrite) and _statement(step).request_id is not None

@@ -1,0 +1,68 @@
+"""Savepoints of a unit of work, and what each step of its script is as commands."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, Final
+
+from ...service_layer.script import Block, CloseBlock, OpenBlock, RegisteredWrite, Step
+from .statement import Command, Statement
+
+_numbers: Final = itertools.count(1)
+"""Of units inside the host's transactions, in this process."""
+
+TRIAL: Final = b"conversation_store_trial"
+"""The savepoint around a write that may have to be sent again by itself."""
+_SAVE_TRIAL: Final = Command(b"SAVEPOINT " + TRIAL)
+_RELEASE_TRIAL: Final = Command(b"RELEASE " + TRIAL)
+
+
+class Savepoints:
+    """The names of the savepoints of a unit; they begin anew with each transaction."""
+
+    def __init__(self, *, in_host_transaction: bool) -> None:
+        self._in_host_transaction = in_host_transaction
+        # Of several units in one transaction of the host's each has names of its own.
+        self._prefix = b"conversation_store"
+        if in_host_transaction:
+            self._prefix = b"conversation_store_%d" % next(_numbers)
+        self._numbers: dict[Block, int] = {}
+
+    def name(self, block: Block) -> bytes:
+        """Return the name of the savepoint of a block that was opened."""
+        return b"%s_%d" % (self._prefix, self._numbers[block])
+
+    def commands(self, step: Step) -> list[Command]:
+        """Return what is sent for a step; a block is opened by that."""
+        block = step.block
+        if isinstance(step, RegisteredWrite):
+            command = Command.of(statement_of(step))
+            return [_SAVE_TRIAL, command, _RELEASE_TRIAL] if has_trial(step) else [command]
+        if isinstance(step, OpenBlock):
+            block.opened = True
+            # A number of its own: of two blocks side by side neither must meet the other's.
+            self._numbers[block] = len(self._numbers)
+        if block.parent is None and not self._in_host_transaction:
+            return []  # the transaction itself
+        verb = b"SAVEPOINT " if isinstance(step, OpenBlock) else b"RELEASE "
+        return [Command(verb + self.name(block))]
+
+
+def statement_of(step: RegisteredWrite[Any]) -> Statement[Any]:
+    """Return the statement that a write is on PostgreSQL."""
+    statement = step.write
+    if not isinstance(statement, Statement):
+        raise TypeError(f"not a statement: {type(statement).__name__}")
+    return statement
+
+
+def has_trial(step: Step) -> bool:
+    """Whether a write runs in a savepoint of its own, so that it can be sent again by itself."""
+    return isinstance(step, RegisteredWrite) and statement_of(step).request_id is not None
+
+
+def loser(step: Step) -> Block:
+    """Return the block that loses something if a step fails: of one that closed, the outer."""
+    if isinstance(step, CloseBlock) and step.block.parent is not None:
+        return step.block.parent
+    return step.block
