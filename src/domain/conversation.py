@@ -140,6 +140,18 @@ class NewConversation:
     )
     drafts: tuple[MessageDraft, ...] = ()
 
+    def with_drafts(self, drafts: tuple[MessageDraft, ...]) -> NewConversation:
+        """Return a copy with these first messages; its metadata is checked and copied anew."""
+        return NewConversation(
+            user_id=self.user_id,
+            session_id=self.session_id,
+            rescue_id=self.rescue_id,
+            intent_type=self.intent_type,
+            source=self.source,
+            metadata=self.metadata,
+            drafts=drafts,
+        )
+
     def stored(
         self,
         *,

@@ -9,7 +9,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
-from attrs import evolve, field, frozen
+from attrs import field, frozen
 
 from .errors import InvalidMessage
 from .json_object import JsonObject, check_optional_json
@@ -137,7 +137,13 @@ def _own(draft: MessageDraft) -> MessageDraft:
         raise InvalidMessage(field="drafts", reason=reason)
     if draft.slots is None and draft.metadata is None:
         return draft
-    return evolve(draft)  # checks and copies both anew
+    return MessageDraft(  # checks and copies both anew
+        role=draft.role,
+        content=draft.content,
+        intent_type=draft.intent_type,
+        slots=draft.slots,
+        metadata=draft.metadata,
+    )
 
 
 def check_drafts(drafts: Iterable[MessageDraft], *, least: int) -> tuple[MessageDraft, ...]:

@@ -220,7 +220,7 @@ class ConversationRepository(_Repository, ABC):
     ) -> NewConversation:
         """Return a conversation as it is now, with its drafts; it is the unit's own user's."""
         self._owner(conversation.user_id)
-        return evolve(conversation, drafts=check_drafts(drafts, least=0))
+        return conversation.with_drafts(check_drafts(drafts, least=0))
 
     @abstractmethod
     def _add(self, new: NewConversation) -> Write[tuple[Conversation, list[Message]]]: ...

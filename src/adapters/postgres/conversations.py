@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 from psycopg.types.numeric import Int8
 
@@ -35,7 +35,9 @@ from .parameters import (
 )
 from .rows import CONVERSATION_COLUMNS, Row, to_conversation, to_message, utc
 from .sql import Texts
-from .statement import Parameters, Statement
+from .statement import SHORT, Parameters, Statement
+
+T = TypeVar("T")
 
 _SOURCES: Final = {target: status_array(sources) for target, sources in TRANSITIONS.items()}
 
@@ -64,26 +66,14 @@ class PsycopgConversationRepository(ConversationRepository):
             ]
             return conversation, messages
 
-        return Statement(
-            self._texts.start,
-            _starting(new),
-            read,
-            ids_needed=1 + len(new.drafts),
-            new_conversations=1,
-        )
+        return _starting(new, self._texts.start, read)
 
     def _get_or_add(self, new: NewConversation) -> Statement[tuple[Conversation, bool]]:
         def read(ids: Sequence[int], rows: list[Row]) -> tuple[Conversation, bool]:
             conversation = to_conversation(rows[0])
             return conversation, conversation.id == ids[0]
 
-        return Statement(
-            self._texts.get_or_start,
-            _starting(new),
-            read,
-            ids_needed=1 + len(new.drafts),
-            new_conversations=1,
-        )
+        return _starting(new, self._texts.get_or_start, read)
 
     async def _get(self, conversation_id: int) -> Conversation:
         rows = await self._unit.fetch(self._texts.get, self._addressed(conversation_id))
@@ -234,7 +224,10 @@ class PsycopgConversationRepository(ConversationRepository):
         )
 
 
-def _starting(new: NewConversation) -> Callable[[Sequence[int]], Parameters]:
+def _starting(
+    new: NewConversation, text: bytes, read: Callable[[Sequence[int], list[Row]], T]
+) -> Statement[T]:
+    drafts = drafts_text(new.drafts)
     parameters: dict[str, object] = {
         "owner": new.user_id,
         "session_id": new.session_id,
@@ -244,9 +237,22 @@ def _starting(new: NewConversation) -> Callable[[Sequence[int]], Parameters]:
         "intent_type": new.intent_type,
         "source": new.source,
         "metadata": json_text(new.metadata),
-        "drafts": drafts_text(new.drafts),
+        "drafts": drafts,
     }
-    return lambda ids: parameters | {"id": Int8(ids[0]), "ids": array(ids[1:])}
+
+    def bind(ids: Sequence[int]) -> Parameters:
+        parameters["id"] = Int8(ids[0])
+        parameters["ids"] = array(ids[1:])
+        return parameters
+
+    return Statement(
+        text,
+        bind,
+        read,
+        ids_needed=1 + len(new.drafts),
+        new_conversations=1,
+        is_short=new.metadata is None and len(drafts) < SHORT,
+    )
 
 
 def _imported_conversation(

@@ -20,7 +20,7 @@ from .parameters import (
 )
 from .rows import Row, to_message, utc
 from .sql import Texts
-from .statement import Parameters, Statement
+from .statement import SHORT, Parameters, Statement
 
 
 class PsycopgMessageRepository(MessageRepository):
@@ -33,13 +33,14 @@ class PsycopgMessageRepository(MessageRepository):
         self._texts = texts
 
     def _append(self, turn: Turn) -> Statement[list[Message]]:
+        drafts = drafts_text(turn.drafts)
         parameters: dict[str, object] = {
             "conversation_id": Int8(turn.conversation_id),
             "user_id": self._unit.user_id,
             "expected_version": integer_text(turn.expected_version),
             "accepting": ACCEPTING,
             "count": Int8(len(turn.drafts)),
-            "drafts": drafts_text(turn.drafts),
+            "drafts": drafts,
         }
 
         def bind(ids: Sequence[int]) -> Parameters:
@@ -76,6 +77,7 @@ class PsycopgMessageRepository(MessageRepository):
             bind,
             read if turn.request_id is None else read_request,
             ids_needed=len(turn.drafts),
+            is_short=len(drafts) < SHORT,
             conversation_id=turn.conversation_id,
             request_id=turn.request_id,
             # A version is expected at one moment: who expects it has to come at that moment.

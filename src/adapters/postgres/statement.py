@@ -39,6 +39,8 @@ class Statement(Write[T]):
     """How many of its ids are those of conversations; the others are those of messages."""
     conversation_id: int | None = None
     """The conversation it is about, where that exists already."""
+    is_short: bool = False
+    """Whether its parameters and its result are small enough to stay with a cursor."""
     request_id: str | None = None
     """Its request, if it has one: then it can meet itself, sent by another, and is sent again."""
 
@@ -59,15 +61,23 @@ class Command:
 
     text: bytes
     parameters: Parameters | None = None
+    is_short: bool = False
 
     @classmethod
     def of(cls, statement: Statement[Any]) -> Command:
         """Return the command of a statement."""
-        return cls(statement.text, statement.bind(statement.ids))
+        return cls(statement.text, statement.bind(statement.ids), statement.is_short)
 
 
 BEGIN: Final = Command(b"BEGIN ISOLATION LEVEL READ COMMITTED")
 COMMIT: Final = Command(b"COMMIT")
+
+
+SHORT: Final = 32_768
+"""Characters of the drafts of a statement that is short."""
+
+_KEPT: Final = "_conversation_store_cursors"
+"""The attribute of a connection that holds its cursors: they end with it."""
 
 
 class CommandFailedError(Exception):
@@ -90,12 +100,32 @@ async def execute(cursor: Cursor, command: Command) -> None:
 
 
 async def execute_alone(connection: Connection, cursors: list[Cursor], command: Command) -> None:
-    """Send one command: one round trip; `cursors` gets its cursor. Errors: the driver's."""
-    cursor = new_cursor(connection)
-    cursors.append(cursor)
-    await cursor.execute(command.text, command.parameters, binary=True)
-    if not succeeded(cursor):
+    """Send one command: one round trip; `cursors` gets its cursor once there is an answer.
+
+    Errors: the driver's.
+    """
+    cursor = _kept_cursor(connection, command.text) if command.is_short else new_cursor(connection)
+    former = cursor.pgresult
+    try:
+        await cursor.execute(command.text, command.parameters, binary=True)
+    finally:
+        if cursor.pgresult is not former:
+            cursors.append(cursor)
+    if not cursors or not succeeded(cursor):
         raise _lost(connection)
+
+
+def _kept_cursor(connection: Connection, text: bytes) -> Cursor:
+    """Return the cursor that this connection keeps for a text.
+
+    A cursor that meets its text again still knows the types of its parameters and columns, which
+    is a tenth of the CPU of a call; but it holds its last parameters and result until then.
+    """
+    kept: dict[bytes, Cursor] = connection.__dict__.setdefault(_KEPT, {})
+    cursor = kept.get(text)
+    if cursor is None:
+        cursor = kept[text] = new_cursor(connection)
+    return cursor
 
 
 async def execute_together(
