@@ -107,7 +107,7 @@ async def execute_alone(connection: Connection, cursors: list[Cursor], command: 
     cursor = _kept_cursor(connection, command.text) if command.is_short else new_cursor(connection)
     former = cursor.pgresult
     try:
-        await cursor.execute(command.text, command.parameters, binary=True)
+        await execute(cursor, command)
     finally:
         if cursor.pgresult is not former:
             cursors.append(cursor)
