@@ -2,12 +2,13 @@
 #
 #   make test ARGS="-k closed"       further arguments for pytest
 #   make demo DIALOGUES=my.jsonl     other dialogues to import
+#   make bench ARGS="--only ours,bare"  some contenders; see benchmarks/README.md
 #   make test PYTHON=/opt/py/python  another Python than the first one found
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint types clean python
+.PHONY: help demo test bench bench-quick bench-report lint types clean python
 
 VENV := .venv
 BIN := $(VENV)/bin

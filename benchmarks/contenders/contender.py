@@ -10,7 +10,7 @@ Said: TypeAlias = tuple[str, str]
 """A role and what was said: ("user", "Hello")."""
 
 Handle: TypeAlias = Any
-"""What a contender knows a conversation by; of its own kind."""
+"""What a contender knows a conversation by; of its own kind, and good for another instance too."""
 
 
 class CannotDoError(Exception):
@@ -60,6 +60,10 @@ class Contender(ABC):
     @abstractmethod
     async def load(self, conversations: Sequence[tuple[str, str, Sequence[Said]]]) -> list[Handle]:
         """Store whole conversations (user_id, session_id, what was said), as fast as it can."""
+
+    async def resolve(self, loaded: Handle) -> Handle:
+        """Return what `append_turn` and the reads take, from what `load` gave; never timed."""
+        return loaded
 
     @abstractmethod
     def said(self, messages: Sequence[Any]) -> list[Said]:

@@ -1,0 +1,20 @@
+"""This package with group commit: the turns of tasks that write at once share a statement."""
+
+from __future__ import annotations
+
+import inspect
+
+from conversation_store import ConversationStore
+
+from .conversation_store import ConversationStoreContender
+
+if "coalesce" not in inspect.signature(ConversationStore.connect).parameters:
+    raise ImportError("ConversationStore.connect has no coalesce yet")
+
+
+class CoalescingContender(ConversationStoreContender):
+    """Ours, with `coalesce=True`."""
+
+    name = "conversation-store, coalesce"
+    schema = "ours_coalescing"
+    options = {"coalesce": True}  # noqa: RUF012 - it is a ClassVar of the parent
