@@ -1,6 +1,8 @@
 """The limit: the statements of the store, sent by hand, without anything around them.
 
-The same texts and the same tables as ours; rows stay tuples. Who wrote this by hand would have to
+The same texts and the same tables as ours; rows stay tuples, of the values that the driver makes
+of their columns: aware times, and objects where there is JSON. (Ours has times and JSON sent in a
+form that is cheaper to read, and makes values of them itself.) Who wrote this by hand would have to
 know the statements, the ids and the order of locks. Loading is COPY of tuples that are made while
 they are sent.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -18,7 +21,7 @@ from psycopg.types.numeric import Int8
 from psycopg_pool import AsyncConnectionPool
 
 from conversation_store import ConversationStore
-from conversation_store.adapters.postgres.parameters import id_array
+from conversation_store.adapters.postgres.parameters import array
 from conversation_store.adapters.postgres.sql import Texts
 
 from .contender import Contender, Handle, Said
@@ -47,6 +50,7 @@ class BarePsycopgContender(Contender):
         )
         await self._pool.open(wait=True)
         self._texts = Texts(_SCHEMA)
+        self._latest, self._list = _of_values(self._texts.latest), _of_values(self._texts.list)
         self._ids = range(0)
         self._drawing = asyncio.Lock()
 
@@ -68,7 +72,7 @@ class BarePsycopgContender(Contender):
                 "source": None,
                 "metadata": None,
                 "drafts": _drafts([first]),
-                "ids": id_array([message_id]),
+                "ids": array([message_id]),
             },
         )
         return conversation_id
@@ -84,7 +88,7 @@ class BarePsycopgContender(Contender):
                 "accepting": "{active}",
                 "count": Int8(len(turn)),
                 "drafts": _drafts(turn),
-                "ids": id_array(ids),
+                "ids": array(ids),
             },
         )
 
@@ -99,7 +103,7 @@ class BarePsycopgContender(Contender):
 
     async def list_recent(self, user_id: str, limit: int) -> Sequence[Any]:
         return await self._fetch(
-            self._texts.list,
+            self._list,
             {
                 "owner": user_id,
                 "last_activity": "infinity",
@@ -146,7 +150,7 @@ class BarePsycopgContender(Contender):
             "before": before,
             "limit": limit,
         }
-        return await self._fetch(self._texts.latest, parameters)
+        return await self._fetch(self._latest, parameters)
 
     async def _fetch(self, text: bytes, parameters: dict[str, object]) -> list[Any]:
         async with self._pool.connection() as connection:
@@ -169,6 +173,14 @@ class BarePsycopgContender(Contender):
             self._texts.next_ids, {"sequence": self._texts.sequence, "blocks": Int8(blocks)}
         )
         self._ids = range(rows[0][0], rows[-1][0] + rows[-1][1])
+
+
+def _of_values(text: bytes) -> bytes:
+    """Return a statement of ours that reads columns as they are."""
+    for ours in (b" AT TIME ZONE 'UTC'", b"(?<=slots)::text", b"(?<=metadata)::text"):
+        text, replaced = re.subn(ours, b"", text)
+        assert replaced or b"slots" in ours, f"no {ours!r} in the statement"
+    return text
 
 
 def _drafts(said: Sequence[Said]) -> str:
