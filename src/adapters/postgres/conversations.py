@@ -33,7 +33,7 @@ from .parameters import (
     status_array,
     time_text,
 )
-from .rows import CONVERSATION_COLUMNS, Row, to_conversation, to_message, utc
+from .rows import CONVERSATION_COLUMNS, Row, to_conversations, to_messages, utc
 from .sql import Texts
 from .statement import SHORT, Parameters, Statement
 
@@ -70,7 +70,7 @@ class PsycopgConversationRepository(ConversationRepository):
 
     def _get_or_add(self, new: NewConversation) -> Statement[tuple[Conversation, bool]]:
         def read(ids: Sequence[int], rows: list[Row]) -> tuple[Conversation, bool]:
-            conversation = to_conversation(rows[0])
+            conversation = to_conversations(rows)[0]
             return conversation, conversation.id == ids[0]
 
         return _starting(new, self._texts.get_or_start, read)
@@ -79,12 +79,12 @@ class PsycopgConversationRepository(ConversationRepository):
         rows = await self._unit.fetch(self._texts.get, self._addressed(conversation_id))
         if not rows:
             raise ConversationNotFound(conversation_id=conversation_id)
-        return to_conversation(rows[0])
+        return to_conversations(rows)[0]
 
     async def _find(self, user_id: str, session_id: str) -> Conversation | None:
         parameters = {"owner": user_id, "session_id": session_id}
         rows = await self._unit.fetch(self._texts.find, parameters)
-        return to_conversation(rows[0]) if rows else None
+        return to_conversations(rows)[0] if rows else None
 
     async def _list_page(
         self, user_id: str, status: Status | None, limit: int, after: ConversationCursor | None
@@ -100,7 +100,7 @@ class PsycopgConversationRepository(ConversationRepository):
         else:
             parameters["status"] = status.value
             rows = await self._unit.fetch(self._texts.list_of_status, parameters)
-        return [to_conversation(row) for row in rows]
+        return to_conversations(rows)
 
     def _update(
         self, conversation_id: int, changes: ConversationChanges, expected_version: int | None
@@ -199,9 +199,9 @@ class PsycopgConversationRepository(ConversationRepository):
         page: list[tuple[Conversation, list[Message]]] = []
         for row in rows:
             if not page or page[-1][0].id != row[0]:
-                page.append((to_conversation(row), []))
+                page.append((to_conversations([row])[0], []))
             if row[CONVERSATION_COLUMNS] is not None:
-                page[-1][1].append(to_message(row[CONVERSATION_COLUMNS:]))
+                page[-1][1].extend(to_messages([row[CONVERSATION_COLUMNS:]]))
         return page
 
     def _addressed(
@@ -219,7 +219,7 @@ class PsycopgConversationRepository(ConversationRepository):
         return Statement(
             text,
             lambda _: parameters,
-            lambda _, rows: to_conversation(rows[0]),
+            lambda _, rows: to_conversations(rows)[0],
             conversation_id=conversation_id,
         )
 

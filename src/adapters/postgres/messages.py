@@ -18,7 +18,7 @@ from .parameters import (
     drafts_text,
     integer_text,
 )
-from .rows import Row, to_message, utc
+from .rows import Row, to_messages, utc
 from .sql import Texts
 from .statement import SHORT, Parameters, Statement
 
@@ -89,7 +89,7 @@ class PsycopgMessageRepository(MessageRepository):
         rows = await self._unit.fetch(self._texts.get_message, parameters)
         if not rows:
             raise MessageNotFound(message_id=message_id)
-        return to_message(rows[0])
+        return to_messages(rows)[0]
 
     async def _latest(self, conversation_id: int, limit: int, before: int | None) -> list[Message]:
         bounds = {"before": Int8(MAX_ID if before is None else before), "limit": Int8(limit)}
@@ -111,4 +111,4 @@ class PsycopgMessageRepository(MessageRepository):
             raise ConversationNotFound(conversation_id=conversation_id)
         if rows[0][0] is None:
             return []
-        return [to_message(row) for row in rows]
+        return to_messages(rows)
