@@ -14,7 +14,7 @@ from attrs.exceptions import FrozenInstanceError
 from conversation_store import Conversation, Message, Role, Status
 from conversation_store.adapters.postgres.rows import to_conversations, to_messages
 
-NOON = datetime(2026, 5, 1, 12, 0, 0, 250)
+NOON = datetime(2026, 5, 1, 12, 0, 0, 250)  # noqa: DTZ001 - as it leaves the server
 
 MESSAGE = (7, 1, 2, "assistant", "Hello", NOON, "greet", '{"a": [1, null]}', None)
 CONVERSATION = (1, "u", "s", "closed", NOON, NOON, 2, 3, "r", None, None, '{"k": "v"}')
@@ -67,11 +67,11 @@ def test_one_of_a_row_is_as_good_as_one_of_a_constructor(made: Any, constructed:
     assert repr(made) == repr(constructed)
     assert hash(made) == hash(constructed)
     assert copy.copy(made) == pickle.loads(pickle.dumps(made)) == constructed  # noqa: S301
-    assert weakref.ref(made)() is made
     with pytest.raises(FrozenInstanceError):
         made.id = 8
     with pytest.raises(FrozenInstanceError):
         del made.id
+    assert weakref.ref(made)() is made
 
 
 def test_rows_keep_their_order_and_share_nothing() -> None:
