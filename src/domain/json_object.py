@@ -11,10 +11,11 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from json.encoder import encode_basestring as _quote
 from typing import Any, Final, TypeAlias, cast
 
 from .errors import InvalidInput
-from .text import check_text, storable_text
+from .text import check_text, is_storable, storable_text
 
 JsonObject: TypeAlias = dict[str, Any]
 """A JSON object in canonical form."""
@@ -29,7 +30,7 @@ MAX_INTEGER: Final = 10**300
 """Integers are smaller than this, on both sides of zero."""
 
 _WHOLE_FLOATS_BECOME_INTEGERS: Final = 1e16  # where repr() turns to exponents, as jsonb's input
-
+_MOST_BYTES_A_CHARACTER: Final = 4  # in UTF-8
 
 _ENCODER: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
@@ -37,6 +38,56 @@ _ENCODER: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), al
 def dump_json(value: object) -> str:
     """Write `value` as the store does: no white space, no escapes that UTF-8 does not need."""
     return _ENCODER.encode(value)
+
+
+def dump_optional(value: object) -> str | None:
+    """Write an optional value as JSON; None is None."""
+    return None if value is None else dump_json(value)
+
+
+def dump_plain(value: object) -> str | None:
+    """Write a JSON object that is acceptable beyond doubt; return None where it is not.
+
+    Whatever `check_json_object` would refuse or change is not, but for the order of keys.
+    """
+    if type(value) is not dict:
+        return None
+    items = cast("dict[Any, Any]", value).items()
+    try:  # most hold texts, or lists of them, and nothing else
+        text = ",".join([f"{_quote(key)}:{_dump_texts(item)}" for key, item in items])
+        text = f"{{{text}}}"
+    except TypeError:
+        if not _is_plain(value, MAX_JSON_DEPTH):
+            return None
+        text = dump_json(value)
+    is_small = len(text) * _MOST_BYTES_A_CHARACTER <= MAX_JSON_BYTES
+    return text if is_small and is_storable(text) and r"\u0000" not in text else None
+
+
+def _dump_texts(value: Any) -> str:
+    """Write a text or a list of texts; raise TypeError for anything else."""
+    return f"[{','.join(map(_quote, value))}]" if type(value) is list else _quote(value)
+
+
+def _is_plain(value: object, levels: int) -> bool:
+    """Whether a value is its own canonical form, but for its texts and the order of keys."""
+    kind = type(value)
+    if kind is str or value is None or kind is bool:
+        return True
+    if kind is int:
+        return -MAX_INTEGER < cast("int", value) < MAX_INTEGER
+    if kind is float:
+        return 0 < abs(cast("float", value)) < _WHOLE_FLOATS_BECOME_INTEGERS
+    if levels == 0:
+        return False
+    if kind is list:
+        return all([_is_plain(item, levels - 1) for item in cast("list[object]", value)])
+    if kind is dict:
+        items = cast("dict[object, object]", value)
+        return all([type(key) is str for key in items]) and all(
+            [_is_plain(item, levels - 1) for item in items.values()]
+        )
+    return False
 
 
 def check_json_object(value: object, field: str, error: type[InvalidInput]) -> JsonObject:
