@@ -45,6 +45,14 @@ def dump_optional(value: object) -> str | None:
     return None if value is None else dump_json(value)
 
 
+def load_optional(text: str | None) -> JsonObject | None:
+    """Read an optional JSON object that the store wrote; None is None."""
+    if text is None:
+        return None
+    loaded: JsonObject = json.loads(text)
+    return loaded
+
+
 def dump_plain(value: object) -> str | None:
     """Write a JSON object that is acceptable beyond doubt; return None where it is not.
 

@@ -9,7 +9,7 @@ validates, registers and scopes alike.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, Literal, Protocol, TypeAlias, TypeVar
 
 from attrs import evolve
@@ -22,10 +22,10 @@ from .conversation import (
     check_integer,
 )
 from .errors import InvalidConversation, InvalidMessage, UnitOfWorkMisuse
+from .imported import ImportedConversation
 from .message import Message, MessageDraft, Turn, check_drafts
 from .page import ConversationCursor, ConversationPage, check_limit
 from .receipt import ErasureReceipt, ImportReceipt
-from .record import ImportedConversation
 from .text import check_name
 
 T = TypeVar("T")
@@ -68,6 +68,10 @@ class Unit(Protocol):
 
     async def before_read(self) -> None:
         """Send what is registered, so that the read sees it."""
+
+    async def perform(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do at once, in the current block, what cannot be registered."""
+        ...
 
 
 class _Repository:
@@ -190,16 +194,16 @@ class ConversationRepository(_Repository, ABC):
         """Register the removal of all that a user has."""
         return self._unit.register(self._erase_user(self._owner(user_id)))
 
-    def add_imported(
+    async def add_imported(
         self, batch: Sequence[ImportedConversation], on_duplicate: OnDuplicate
-    ) -> Pending[ImportReceipt]:
-        """Register conversations that were read from records.
+    ) -> ImportReceipt:
+        """Store conversations that were read from records, in the open transaction, at once.
 
         Errors: DuplicateSession where `on_duplicate` is "error".
         """
-        for imported in batch:
-            self._owner(imported.conversation.user_id)
-        return self._unit.register(self._add_imported(batch, on_duplicate))
+        for owner in {imported.user_id for imported in batch}:
+            self._owner(owner)
+        return await self._unit.perform(lambda: self._add_imported(batch, on_duplicate))
 
     async def export_page(
         self, user_id: str | None, after: tuple[str, str] | None, limit: int
@@ -256,9 +260,9 @@ class ConversationRepository(_Repository, ABC):
     def _erase_user(self, user_id: str) -> Write[ErasureReceipt]: ...
 
     @abstractmethod
-    def _add_imported(
+    async def _add_imported(
         self, batch: Sequence[ImportedConversation], on_duplicate: OnDuplicate
-    ) -> Write[ImportReceipt]: ...
+    ) -> ImportReceipt: ...
 
     @abstractmethod
     async def _export_page(

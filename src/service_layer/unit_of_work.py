@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from enum import StrEnum
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -155,6 +155,18 @@ class AsyncUnitOfWork(ABC):
         """Send what is registered, so that a read sees it."""
         self._check_live()
         await self._flush()
+
+    async def perform(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do at once, in the current block, what cannot be registered; what fails, fails it."""
+        block = self._check_live()
+        for around in self._blocks:
+            around.wrote = True
+        await self._flush(also_blocks=True)
+        try:
+            return await work()
+        except BaseException as error:
+            await self._fail(block, error)
+            raise
 
     async def _settle(self, registered: RegisteredWrite[T]) -> T:
         """Return the result of a registered write, sending it first if it was not sent yet."""

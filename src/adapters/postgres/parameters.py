@@ -8,13 +8,13 @@ JSON text: psycopg's own dumping of lists is the largest single cost of a call.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
 from typing import Protocol
 
 from ...domain.conversation import Status
-from ...domain.json_object import JsonObject, dump_json
+from ...domain.json_object import dump_json
 from ...domain.message import MessageDraft
 from ...domain.repository import Unit
+from .bulk import OpenTransaction
 from .rows import Row
 from .statement import Parameters
 
@@ -26,15 +26,14 @@ class ReadingUnit(Unit, Protocol):
         """Read the rows of a statement."""
         ...
 
+    def transaction(self) -> OpenTransaction:
+        """Give what is needed of the transaction that is open."""
+        ...
+
 
 def status_array(statuses: Iterable[Status]) -> str:
     """Return statuses as the text of an array."""
     return "{" + ",".join(sorted(statuses)) + "}"
-
-
-def json_text(value: JsonObject | None) -> str | None:
-    """Return an optional JSON object as text."""
-    return None if value is None else dump_json(value)
 
 
 def integer_text(value: int | None) -> str | None:
@@ -66,8 +65,3 @@ def drafts_text(drafts: Sequence[MessageDraft]) -> str:
 def flag_text(*, value: bool) -> str:
     """Return a flag as text."""
     return "true" if value else "false"
-
-
-def time_text(moment: datetime | None) -> str | None:
-    """Return an optional time as text."""
-    return None if moment is None else moment.isoformat()

@@ -36,6 +36,7 @@ from ...service_layer.script import (
     StepFailedError,
 )
 from ...service_layer.unit_of_work import MAX_SENDS, AsyncUnitOfWork, Outcome
+from .bulk import OpenTransaction
 from .commit import await_commit, begin_commit, judge_interrupted
 from .connections import (
     Connection,
@@ -120,6 +121,10 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
             return await fetch_rows(connection, text, parameters)
         finally:
             await self._connections.give_back(connection)
+
+    def transaction(self) -> OpenTransaction:
+        """Give what is needed of the transaction that is open."""
+        return OpenTransaction(self._held(), self._draw_ids, self._sent)
 
     def _last_opened(self) -> Block:
         opened = [block for block in self._blocks if block.opened]
