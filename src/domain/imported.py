@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import chain, repeat
+from itertools import chain
 from typing import Any, Final, cast
 
 from attrs import frozen
@@ -71,14 +71,14 @@ def read_plain(
     """Read a record that is acceptable beyond doubt; return None where a closer look is needed."""
     if type(record) is not dict:
         return None
-    values = cast("dict[object, Any]", record)
+    values = cast("dict[str, Any]", record)
     try:
-        if not conversation_fields.issuperset(cast("Iterable[str]", values)):
+        if not conversation_fields.issuperset(values):
             return None
         messages = _plain_messages(values["messages"], message_fields)
         start_time = _plain_time(values.get("start_time"))
         last_activity = _plain_time(values.get("last_activity"))
-        metadata = _plain_json(values.get("metadata"))
+        [metadata] = _plain_jsons([values], "metadata", {"metadata"})
         status = _STATUSES[values.get("status", Status.ACTIVE.value)]
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
         return None
@@ -166,17 +166,12 @@ def _plain_jsons(
     messages: Sequence[Mapping[str, Any]], name: str, fields: set[str]
 ) -> Sequence[str | None]:
     if name not in fields:
-        return list(repeat(None, len(messages)))
-    return [_plain_json(message.get(name)) for message in messages]
-
-
-def _plain_json(value: object) -> str | None:
-    if value is None:
-        return None
-    text = dump_plain(value)
-    if text is None:
+        return [None] * len(messages)
+    objects = [message.get(name) for message in messages]
+    texts = [None if value is None else dump_plain(value) for value in objects]
+    if texts.count(None) != objects.count(None):
         raise ValueError
-    return text
+    return texts
 
 
 def _plain_time(value: Any) -> datetime | None:

@@ -60,42 +60,45 @@ def dump_plain(value: object) -> str | None:
     """
     if type(value) is not dict:
         return None
-    items = cast("dict[Any, Any]", value).items()
+    plain = cast("dict[Any, Any]", value)
     try:  # most hold texts, or lists of them, and nothing else
-        text = ",".join([f"{_quote(key)}:{_dump_texts(item)}" for key, item in items])
-        text = f"{{{text}}}"
+        members = [
+            f"{_quote(key)}:[{','.join(map(_quote, item))}]"
+            if type(item) is list
+            else f"{_quote(key)}:{_quote(item)}"
+            for key, item in plain.items()
+        ]
+        text = f"{{{','.join(members)}}}"
     except TypeError:
-        if not _is_plain(value, MAX_JSON_DEPTH):
+        try:
+            text = _write_object(plain, MAX_JSON_DEPTH)
+        except TypeError:
             return None
-        text = dump_json(value)
     is_small = len(text) * _MOST_BYTES_A_CHARACTER <= MAX_JSON_BYTES
     return text if is_small and is_storable(text) and r"\u0000" not in text else None
 
 
-def _dump_texts(value: Any) -> str:
-    """Write a text or a list of texts; raise TypeError for anything else."""
-    return f"[{','.join(map(_quote, value))}]" if type(value) is list else _quote(value)
+def _write_object(value: dict[Any, Any], levels: int) -> str:
+    """Write an object of a plain value; raise TypeError where there is anything else in it."""
+    members = [f"{_quote(key)}:{_write(item, levels - 1)}" for key, item in value.items()]
+    return f"{{{','.join(members)}}}"
 
 
-def _is_plain(value: object, levels: int) -> bool:
-    """Whether a value is its own canonical form, but for its texts and the order of keys."""
+def _write(value: Any, levels: int) -> str:
     kind = type(value)
-    if kind is str or value is None or kind is bool:
-        return True
-    if kind is int:
-        return -MAX_INTEGER < cast("int", value) < MAX_INTEGER
-    if kind is float:
-        return 0 < abs(cast("float", value)) < _WHOLE_FLOATS_BECOME_INTEGERS
-    if levels == 0:
-        return False
-    if kind is list:
-        return all([_is_plain(item, levels - 1) for item in cast("list[object]", value)])
-    if kind is dict:
-        items = cast("dict[object, object]", value)
-        return all([type(key) is str for key in items]) and all(
-            [_is_plain(item, levels - 1) for item in items.values()]
-        )
-    return False
+    if kind is str:
+        return _quote(value)
+    if kind is list and levels:
+        return f"[{','.join([_write(item, levels - 1) for item in value])}]"
+    if kind is dict and levels:
+        return _write_object(value, levels)
+    if kind is int and -MAX_INTEGER < value < MAX_INTEGER:
+        return int.__repr__(value)
+    if kind is float and 0 < abs(value) < _WHOLE_FLOATS_BECOME_INTEGERS:
+        return float.__repr__(value)
+    if value is None or kind is bool:
+        return dump_json(value)
+    raise TypeError
 
 
 def check_json_object(value: object, field: str, error: type[InvalidInput]) -> JsonObject:

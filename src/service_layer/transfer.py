@@ -14,9 +14,9 @@ from ..domain.record import ConversationRecord, check_record, to_record
 from ..domain.repository import OnDuplicate
 from .unit_of_work import AsyncUnitOfWork
 
-BATCH_CONVERSATIONS: Final = 500
+BATCH_CONVERSATIONS: Final = 1_000
 """Most conversations that an import stores in one transaction."""
-BATCH_MESSAGES: Final = 5_000
+BATCH_MESSAGES: Final = 20_000
 """So many messages end a batch of an import."""
 BATCH_CHARACTERS: Final = 8_000_000
 """So much content ends a batch of an import."""
@@ -54,7 +54,7 @@ async def import_conversations(
     Nothing of the batch that failed is stored; `imported` of every ConversationStoreError raised
     here says what the batches before it have stored.
 
-    Round trips: 8 a batch, of at most 500 conversations; it may draw ids besides.
+    Round trips: 8 a batch, of at most 1,000 conversations; it may draw ids besides.
     """
     if on_duplicate not in get_args(OnDuplicate):
         reason = "must be 'error' or 'skip'"

@@ -2,31 +2,31 @@
 
 COPY cannot skip what exists. So what exists is looked up first, and only the rest is sent. A session
 that another transaction stores between the two breaks the unique constraint: the batch is undone
-to its savepoint and looked up anew. Rows are written in the binary format
-(https://www.postgresql.org/docs/current/sql-copy.html), a block at a time.
+to its savepoint and looked up anew. Rows are written in the binary format, which is cheapest for
+both sides (https://www.postgresql.org/docs/current/sql-copy.html).
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import count, repeat
-from struct import Struct
 from typing import Any, Final
 
 import psycopg
 from attrs import frozen
+from psycopg.types.numeric import Int8BinaryDumper
+from psycopg.types.string import StrBinaryDumper
 
 from ...domain.errors import DuplicateSession, TransactionAborted
 from ...domain.imported import ImportedConversation
 from ...domain.json_object import dump_json
-from ...domain.message import Role
 from ...domain.receipt import ImportReceipt
 from ...domain.repository import OnDuplicate
 from ...service_layer.unit_of_work import MAX_SENDS
 from .connections import Connection
 from .errors import DEADLOCK, SESSION_KEY, translate
-from .rows import utc
+from .rows import Row, utc
 from .sql import Texts
 from .statement import Command, CommandFailedError, Cursor, Statement, execute_together, new_cursor
 
@@ -35,21 +35,15 @@ _SAVE: Final = Command(b"SAVEPOINT " + _TRIAL)
 # As one text, for the reason that PsycopgUnitOfWork gives for its own.
 _UNDO: Final = b"ROLLBACK TO SAVEPOINT " + _TRIAL + b"; RELEASE SAVEPOINT " + _TRIAL
 
-_BLOCK: Final = 250
-"""Rows that are sent at a time."""
-
 _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
+_JSONB_VERSION: Final = "\x01"
 
-_HEAD: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
-_TAIL: Final = b"\xff\xff"
-_NULL: Final = b"\xff\xff\xff\xff"
-_length: Final = Struct("!i").pack
-_bigint: Final = Struct("!iq").pack
-_conversation_start: Final = Struct("!hiq").pack
-_message_start: Final = Struct("!hiqiqiq").pack
-_CONVERSATION_COLUMNS: Final = 12
-_MESSAGE_COLUMNS: Final = 9
+# In the binary format a time is the integer of its microseconds, and JSON a text behind a version.
+_INTEGER: Final = Int8BinaryDumper.oid
+_TEXT: Final = StrBinaryDumper.oid
+_CONVERSATION_TYPES: Final = [_INTEGER, *[_TEXT] * 7, *[_INTEGER] * 4]
+_MESSAGE_TYPES: Final = [*[_INTEGER] * 3, *[_TEXT] * 2, _INTEGER, *[_TEXT] * 3]
 
 
 @frozen
@@ -142,8 +136,8 @@ def _place(
 async def _is_copied(connection: Connection, texts: Texts, placed: list[_Placed]) -> bool:
     """Send the rows; where others were faster, undo that and return False."""
     try:
-        await _copy(connection, texts.copy_conversations, _conversation_rows(placed))
-        await _copy(connection, texts.copy_messages, _message_rows(placed))
+        await _copy(connection, texts.copy_conversations, _CONVERSATION_TYPES, _conversation_rows(placed))
+        await _copy(connection, texts.copy_messages, _MESSAGE_TYPES, _message_rows(placed))
     except psycopg.Error as error:
         if error.sqlstate != DEADLOCK and error.diag.constraint_name != SESSION_KEY:
             raise translate(error) from error
@@ -167,80 +161,59 @@ def _note(texts: Texts, ids: Sequence[int], conversations: int) -> Statement[Non
     )
 
 
-async def _copy(connection: Connection, text: bytes, rows: Iterator[Sequence[bytes]]) -> None:
-    async with new_cursor(connection).copy(text) as copy:
-        block: list[bytes] = [_HEAD]
-        for number, row in enumerate(rows, 1):
-            block += row
-            if number % _BLOCK == 0:
-                await copy.write(b"".join(block))
-                block.clear()
-        block.append(_TAIL)
-        await copy.write(b"".join(block))
+async def _copy(
+    connection: Connection, text: bytes, types: Sequence[int], rows: Iterable[Row]
+) -> None:
+    cursor = new_cursor(connection)
+    # Whatever the host made of these types on its connection.
+    cursor.adapters.register_dumper(str, StrBinaryDumper)
+    cursor.adapters.register_dumper(int, Int8BinaryDumper)
+    async with cursor.copy(text) as copy:
+        copy.set_types(types)
+        for row in rows:
+            await copy.write_row(row)
 
 
-def _conversation_rows(placed: Sequence[_Placed]) -> Iterator[Sequence[bytes]]:
+def _conversation_rows(placed: Sequence[_Placed]) -> Iterator[Row]:
     for one in placed:
         imported = one.imported
         yield (
-            _conversation_start(_CONVERSATION_COLUMNS, 8, one.id),
-            _text(imported.user_id),
-            _text(imported.session_id),
-            _text(imported.status.value),
-            _text(imported.rescue_id),
-            _text(imported.intent_type),
-            _text(imported.source),
+            one.id,
+            imported.user_id,
+            imported.session_id,
+            imported.status.value,
+            imported.rescue_id,
+            imported.intent_type,
+            imported.source,
             _jsonb(imported.metadata),
             _time(one.start_time),
             _time(one.last_activity),
-            _bigint(8, len(imported.messages)),
-            _bigint(8, 1),
+            len(imported.messages),
+            1,
         )
 
 
-def _message_rows(placed: Sequence[_Placed]) -> Iterator[Sequence[bytes]]:
-    names: dict[str | None, bytes] = {role.value: _text(role.value) for role in Role}
+def _message_rows(placed: Sequence[_Placed]) -> Iterator[Row]:
     for one in placed:
         messages = one.imported.messages
-        conversation_id, last = one.id, _time(one.last_activity)
-        names |= {name: _text(name) for name in {*messages.intent_types}.difference(names)}
-        for position, message_id, role, content, time, intent_type, slots, metadata in zip(
+        times = map(_time, messages.timestamps) if messages.timestamps else None
+        yield from zip(
+            repeat(one.id),
             count(1),
             one.message_ids,
             messages.roles,
             messages.contents,
-            map(_time, messages.timestamps) if messages.timestamps else repeat(last),
+            times or repeat(_time(one.last_activity)),
             messages.intent_types,
-            messages.slots,
-            messages.metadata,
+            map(_jsonb, messages.slots),
+            map(_jsonb, messages.metadata),
             strict=False,
-        ):
-            said = content.encode()
-            yield (
-                _message_start(_MESSAGE_COLUMNS, 8, conversation_id, 8, position, 8, message_id),
-                names[role],
-                _length(len(said)),
-                said,
-                time,
-                names[intent_type],
-                _jsonb(slots),
-                _jsonb(metadata),
-            )
+        )
 
 
-def _text(value: str | None) -> bytes:
-    if value is None:
-        return _NULL
-    encoded = value.encode()
-    return _length(len(encoded)) + encoded
+def _jsonb(text: str | None) -> str | None:
+    return None if text is None else _JSONB_VERSION + text
 
 
-def _jsonb(value: str | None) -> bytes:
-    if value is None:
-        return _NULL
-    encoded = value.encode()
-    return b"%b\x01%b" % (_length(len(encoded) + 1), encoded)  # 1 is the version of the format
-
-
-def _time(moment: datetime) -> bytes:
-    return _bigint(8, (moment - _EPOCH) // _MICROSECOND)
+def _time(moment: datetime) -> int:
+    return (moment - _EPOCH) // _MICROSECOND
