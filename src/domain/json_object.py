@@ -60,7 +60,7 @@ def dump_plain(value: object) -> str | None:
     """
     if type(value) is not dict:
         return None
-    plain = cast("dict[Any, Any]", value)
+    plain: dict[Any, Any] = value  # pyright: ignore[reportUnknownVariableType]
     try:  # most hold texts, or lists of them, and nothing else
         members = [
             f"{_quote(key)}:[{','.join(map(_quote, item))}]"
@@ -85,7 +85,7 @@ def _write_object(value: dict[Any, Any], levels: int) -> str:
 
 
 def _write(value: Any, levels: int) -> str:
-    kind = type(value)
+    kind: type = type(value)
     if kind is str:
         return _quote(value)
     if kind is list and levels:

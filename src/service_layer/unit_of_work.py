@@ -156,6 +156,20 @@ class AsyncUnitOfWork(ABC):
         self._check_live()
         await self._flush()
 
+    def still_open(self) -> Callable[[], None]:
+        """Return a check that the innermost block that is opened now has not ended since."""
+        opened = [block for block in self._blocks if block.opened]
+
+        def check() -> None:
+            if not opened:
+                return
+            self._check_live()
+            is_kept = all(block.state is BlockState.LIVE for block in opened)
+            if self._blocks[0] is not opened[0] or not is_kept:
+                raise UnitOfWorkMisuse(reason="the block in which the export began has ended")
+
+        return check
+
     async def perform(self, work: Callable[[], Awaitable[T]]) -> T:
         """Do at once, in the current block, what cannot be registered; what fails, fails it."""
         block = self._check_live()

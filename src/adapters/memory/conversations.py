@@ -24,6 +24,7 @@ from ...domain.receipt import ErasureReceipt, ImportReceipt
 from ...domain.repository import ConversationRepository, OnDuplicate, Unit
 from .change import Change
 from .database import Session, Stored, View
+from .export import SnapshotRecords
 from .verdicts import NO_CHANGE, Verdict, is_seen, lock_and_judge, stale
 
 
@@ -223,17 +224,8 @@ class InMemoryConversationRepository(ConversationRepository):
             conversation, new.drafts, ids[1:], times or [last_activity] * len(new.drafts)
         )
 
-    async def _export_page(
-        self, user_id: str | None, after: tuple[str, str] | None, limit: int
-    ) -> list[tuple[Conversation, list[Message]]]:
-        def session(stored: Stored) -> Session:
-            return stored.conversation.user_id, stored.conversation.session_id
-
-        page = sorted(
-            (s for s in self._view.all_of(user_id) if after is None or session(s) > after),
-            key=session,
-        )
-        return [(stored.shown(), stored.shown_messages()) for stored in page[:limit]]
+    async def _export(self, user_id: str | None) -> SnapshotRecords:
+        return SnapshotRecords(self._view.all_of(user_id), self._unit.still_open())
 
 
 def _to_new(imported: ImportedConversation) -> NewConversation:

@@ -1,9 +1,9 @@
 """A batch of an import: COPY into both tables, inside the unit's open transaction.
 
-COPY cannot skip what exists. So what exists is looked up first, and only the rest is sent. A session
-that another transaction stores between the two breaks the unique constraint: the batch is undone
-to its savepoint and looked up anew. Rows are written in the binary format, which is cheapest for
-both sides (https://www.postgresql.org/docs/current/sql-copy.html).
+COPY cannot skip what exists. So what exists is looked up first, and only the rest is sent. A
+session that another transaction stores between the two breaks the unique constraint: the batch is
+undone to its savepoint and looked up anew. Rows are written in the binary format, which is cheapest
+for both sides (https://www.postgresql.org/docs/current/sql-copy.html).
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ async def store_batch(
     for _ in range(MAX_SENDS):
         now, new = await _look_up(transaction.connection, texts, batch)
         if on_duplicate == "error" and len(new) < len(batch):
-            duplicate = next(one for one, other in zip(batch, [*new, None]) if one is not other)
+            left = iter(new)
+            duplicate = next(imported for imported in batch if imported is not next(left, None))
             raise DuplicateSession(user_id=duplicate.user_id, session_id=duplicate.session_id)
         messages = sum(len(imported.messages) for imported in new)
         if len(ids) != len(new) + messages:
@@ -114,12 +115,11 @@ async def _look_up(
     return utc(rows[0][0]), new
 
 
-def _place(
-    new: Sequence[ImportedConversation], ids: Sequence[int], now: datetime
-) -> list[_Placed]:
+def _place(new: Sequence[ImportedConversation], ids: Sequence[int], now: datetime) -> list[_Placed]:
     """Give ids and the times that a record lacks.
 
-    In the order of sessions: so two imports of the same ones wait for each other without a deadlock.
+    In the order of sessions, so that two imports of the same ones do not wait for each other in a
+    circle.
     """
     placed: list[_Placed] = []
     first = len(new)
@@ -136,7 +136,9 @@ def _place(
 async def _is_copied(connection: Connection, texts: Texts, placed: list[_Placed]) -> bool:
     """Send the rows; where others were faster, undo that and return False."""
     try:
-        await _copy(connection, texts.copy_conversations, _CONVERSATION_TYPES, _conversation_rows(placed))
+        await _copy(
+            connection, texts.copy_conversations, _CONVERSATION_TYPES, _conversation_rows(placed)
+        )
         await _copy(connection, texts.copy_messages, _MESSAGE_TYPES, _message_rows(placed))
     except psycopg.Error as error:
         if error.sqlstate != DEADLOCK and error.diag.constraint_name != SESSION_KEY:

@@ -17,13 +17,14 @@ from ...domain.conversation import (
     Status,
 )
 from ...domain.errors import ConversationNotFound
+from ...domain.imported import ImportedConversation
+from ...domain.json_object import dump_optional
 from ...domain.message import Message
 from ...domain.page import ConversationCursor
 from ...domain.receipt import ErasureReceipt, ImportReceipt
-from ...domain.imported import ImportedConversation
-from ...domain.json_object import dump_optional
 from ...domain.repository import ConversationRepository, OnDuplicate
 from .bulk import store_batch
+from .export import RecordStream
 from .parameters import (
     ReadingUnit,
     drafts_text,
@@ -32,7 +33,7 @@ from .parameters import (
     integer_text,
     status_array,
 )
-from .rows import CONVERSATION_COLUMNS, Row, to_conversation, to_message, utc
+from .rows import Row, to_conversation, utc
 from .sql import Texts
 from .statement import Parameters, Statement
 
@@ -158,27 +159,10 @@ class PsycopgConversationRepository(ConversationRepository):
     ) -> ImportReceipt:
         return await store_batch(self._unit.transaction(), self._texts, batch, on_duplicate)
 
-    async def _export_page(
-        self, user_id: str | None, after: tuple[str, str] | None, limit: int
-    ) -> list[tuple[Conversation, list[Message]]]:
-        after_user_id, after_session_id = ("", "") if after is None else after
-        parameters: dict[str, object] = {
-            "after_session_id": after_session_id,
-            "limit": Int8(limit),
-        }
+    async def _export(self, user_id: str | None) -> RecordStream:
         if user_id is None:
-            parameters["after_user_id"] = after_user_id
-            rows = await self._unit.fetch(self._texts.export, parameters)
-        else:
-            parameters["owner"] = user_id
-            rows = await self._unit.fetch(self._texts.export_of_user, parameters)
-        page: list[tuple[Conversation, list[Message]]] = []
-        for row in rows:
-            if not page or page[-1][0].id != row[0]:
-                page.append((to_conversation(row), []))
-            if row[CONVERSATION_COLUMNS] is not None:
-                page[-1][1].append(to_message(row[CONVERSATION_COLUMNS:]))
-        return page
+            return RecordStream(await self._unit.stream(self._texts.export, {}))
+        return RecordStream(await self._unit.stream(self._texts.export_of_user, {"owner": user_id}))
 
     def _addressed(
         self, conversation_id: int, expected_version: int | None = None

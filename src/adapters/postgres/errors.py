@@ -87,6 +87,7 @@ last, all others need SQL from outside the store."""
 MISUSE: Final = {
     "25P02": "an SQL error in the unit's transaction was swallowed; nothing of it is stored",
     "25P01": "the host's SQL ended the unit's transaction: leave COMMIT and ROLLBACK to it",
+    "34000": "what was being read is gone: its transaction or block was ended in the middle of it",
     "3B001": "a savepoint of the unit is gone: units, or the host's own savepoints, overlap on "
     "this connection instead of nesting",
 }

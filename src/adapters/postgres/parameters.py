@@ -17,6 +17,7 @@ from ...domain.repository import Unit
 from .bulk import OpenTransaction
 from .rows import Row
 from .statement import Parameters
+from .stream import RowStream
 
 
 class ReadingUnit(Unit, Protocol):
@@ -24,6 +25,10 @@ class ReadingUnit(Unit, Protocol):
 
     async def fetch(self, text: bytes, parameters: Parameters) -> list[Row]:
         """Read the rows of a statement."""
+        ...
+
+    async def stream(self, text: bytes, parameters: Parameters) -> RowStream:
+        """Begin to read the rows of a statement a chunk at a time."""
         ...
 
     def transaction(self) -> OpenTransaction:

@@ -270,28 +270,22 @@ FROM (SELECT id FROM {{conversations}} WHERE {_IS_ADDRESSED}) AS c LEFT JOIN LAT
 ORDER BY m.position
 """
 
-_EXPORT_PAGE: Final[LiteralString] = f"""
-    ORDER BY user_id, session_id LIMIT %(limit)s
-)
+# For a cursor: planned for its first rows, so it walks two indexes and sorts within conversations.
+_EXPORT: Final[LiteralString] = """
 SELECT c.id, c.user_id, c.session_id, c.status,
     c.start_time AT TIME ZONE 'UTC', c.last_activity AT TIME ZONE 'UTC',
-    c.message_count, c.version, c.rescue_id, c.intent_type, c.source,
-    CASE WHEN m.position IS NULL OR m.position = 1 THEN c.metadata::text END, {_MESSAGE}
-FROM page AS c LEFT JOIN {{messages}} AS m ON m.conversation_id = c.id
-ORDER BY c.user_id, c.session_id, m.position
+    c.rescue_id, c.intent_type, c.source,
+    CASE WHEN m.position IS NULL OR m.position = 1 THEN c.metadata::text END,
+    m.role, m.content, m.timestamp AT TIME ZONE 'UTC', m.intent_type, m.slots::text,
+    m.metadata::text
+FROM {conversations} AS c LEFT JOIN {messages} AS m ON m.conversation_id = c.id
 """
 
-EXPORT: Final[LiteralString] = f"""
-WITH page AS MATERIALIZED (
-    SELECT * FROM {{conversations}}
-    WHERE (user_id, session_id) > (%(after_user_id)s, %(after_session_id)s) {_EXPORT_PAGE}
-"""
+_EXPORT_ORDER: Final[LiteralString] = "ORDER BY c.user_id, c.session_id, m.position"
 
-EXPORT_OF_USER: Final[LiteralString] = f"""
-WITH page AS MATERIALIZED (
-    SELECT * FROM {{conversations}}
-    WHERE user_id = %(owner)s AND session_id > %(after_session_id)s {_EXPORT_PAGE}
-"""
+EXPORT: Final[LiteralString] = f"{_EXPORT}{_EXPORT_ORDER}"
+
+EXPORT_OF_USER: Final[LiteralString] = f"{_EXPORT}WHERE c.user_id = %(owner)s\n{_EXPORT_ORDER}"
 
 NEXT_IDS: Final[LiteralString] = """
 SELECT nextval(seqrelid), seqincrement

@@ -65,6 +65,7 @@ from .statement import (
     fetch_rows,
     new_cursor,
 )
+from .stream import RowStream, StreamAlone, StreamInside
 
 _numbers: Final = itertools.count(1)
 """Of units inside the host's transactions, in this process."""
@@ -114,13 +115,24 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
                 check_usable(held)
                 return await fetch_rows(held, text, parameters)
             except BaseException as error:
-                await self._fail(self._last_opened(), error)
+                await self._fail_reading(error)
                 raise
         connection = await self._connections.borrow()
         try:
             return await fetch_rows(connection, text, parameters)
         finally:
             await self._connections.give_back(connection)
+
+    async def stream(self, text: bytes, parameters: Parameters) -> RowStream:
+        """Begin to read rows: in the open transaction if there is one, else in one of its own."""
+        held, check = self._connection, self.still_open()
+        if held is None:
+            return await StreamAlone.open(self._connections, text, parameters)
+        return await StreamInside.open(held, check, self._fail_reading, text, parameters)
+
+    async def _fail_reading(self, error: BaseException) -> None:
+        if self._blocks:
+            await self._fail(self._last_opened(), error)
 
     def transaction(self) -> OpenTransaction:
         """Give what is needed of the transaction that is open."""
