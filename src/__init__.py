@@ -39,16 +39,12 @@ from .domain.errors import (
     TransactionAborted,
     UnitOfWorkMisuse,
 )
+from .domain.imported import ImportedConversation
 from .domain.json_object import JsonObject, storable_json
 from .domain.message import Message, MessageDraft, Role
 from .domain.page import ConversationPage
 from .domain.receipt import ErasureReceipt, ImportReceipt
-from .domain.record import (
-    ConversationRecord,
-    ImportedConversation,
-    MessageRecord,
-    dump_record,
-)
+from .domain.record import ConversationRecord, MessageRecord, dump_record
 from .domain.repository import (
     ConversationRepository,
     MessageRepository,

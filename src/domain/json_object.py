@@ -11,10 +11,11 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from json.encoder import encode_basestring as _quote
 from typing import Any, Final, TypeAlias, cast
 
 from .errors import InvalidInput
-from .text import check_text, storable_text
+from .text import check_text, is_storable, storable_text
 
 JsonObject: TypeAlias = dict[str, Any]
 """A JSON object in canonical form."""
@@ -29,14 +30,76 @@ MAX_INTEGER: Final = 10**300
 """Integers are smaller than this, on both sides of zero."""
 
 _WHOLE_FLOATS_BECOME_INTEGERS: Final = 1e16  # where repr() turns to exponents, as jsonb's input
+_MOST_BYTES_A_CHARACTER: Final = 4  # in UTF-8
 
-
+_DECODER: Final = json.JSONDecoder()
 _ENCODER: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 def dump_json(value: object) -> str:
     """Write `value` as the store does: no white space, no escapes that UTF-8 does not need."""
     return _ENCODER.encode(value)
+
+
+def dump_optional(value: object) -> str | None:
+    """Write an optional value as JSON; None is None."""
+    return None if value is None else dump_json(value)
+
+
+def load_optional(text: str | None) -> JsonObject | None:
+    """Read an optional JSON object that the store wrote; None is None."""
+    if text is None:
+        return None
+    loaded: JsonObject = _DECODER.raw_decode(text)[0]  # nothing stands before it, nor after
+    return loaded
+
+
+def dump_plain(value: object) -> str | None:
+    """Write a JSON object that is acceptable beyond doubt; return None where it is not.
+
+    Whatever `check_json_object` would refuse or change is not, but for the order of keys.
+    """
+    if type(value) is not dict:
+        return None
+    plain: dict[Any, Any] = value  # pyright: ignore[reportUnknownVariableType]
+    try:  # most hold texts, or lists of them, and nothing else
+        members = [
+            f"{_quote(key)}:[{','.join(map(_quote, item))}]"
+            if type(item) is list
+            else f"{_quote(key)}:{_quote(item)}"
+            for key, item in plain.items()
+        ]
+        text = f"{{{','.join(members)}}}"
+    except TypeError:
+        try:
+            text = _write_object(plain, MAX_JSON_DEPTH)
+        except TypeError:
+            return None
+    is_small = len(text) * _MOST_BYTES_A_CHARACTER <= MAX_JSON_BYTES
+    return text if is_small and is_storable(text) and r"\u0000" not in text else None
+
+
+def _write_object(value: dict[Any, Any], levels: int) -> str:
+    """Write an object of a plain value; raise TypeError where there is anything else in it."""
+    members = [f"{_quote(key)}:{_write(item, levels - 1)}" for key, item in value.items()]
+    return f"{{{','.join(members)}}}"
+
+
+def _write(value: Any, levels: int) -> str:
+    kind: type = type(value)
+    if kind is str:
+        return _quote(value)
+    if kind is list and levels:
+        return f"[{','.join([_write(item, levels - 1) for item in value])}]"
+    if kind is dict and levels:
+        return _write_object(value, levels)
+    if kind is int and -MAX_INTEGER < value < MAX_INTEGER:
+        return int.__repr__(value)
+    if kind is float and 0 < abs(value) < _WHOLE_FLOATS_BECOME_INTEGERS:
+        return float.__repr__(value)
+    if value is None or kind is bool:
+        return dump_json(value)
+    raise TypeError
 
 
 def check_json_object(value: object, field: str, error: type[InvalidInput]) -> JsonObject:

@@ -12,11 +12,10 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any, Final, NotRequired, TypedDict, cast
 
-from attrs import evolve, frozen
-
 from .conversation import Conversation, NewConversation, Status, to_status
 from .errors import InvalidInput, InvalidRecord
-from .json_object import JsonObject
+from .imported import ImportedConversation, ImportedMessages, read_plain
+from .json_object import JsonObject, dump_optional
 from .message import Message, MessageDraft, content_bytes
 
 MAX_RECORD_BYTES: Final = 100_000_000
@@ -52,26 +51,15 @@ class ConversationRecord(TypedDict):
     last_activity: NotRequired[str]
 
 
-@frozen(kw_only=True)
-class ImportedConversation:
-    """A record that was read and found acceptable."""
-
-    conversation: NewConversation
-    status: Status
-    start_time: datetime | None
-    """The record's, or else its first timestamp; None: the store's clock."""
-    last_activity: datetime | None
-    """The record's, or else its last timestamp; None: the store's clock."""
-    timestamps: tuple[datetime, ...]
-    """One a message, or none at all: then all messages take last_activity."""
-
-
 _CONVERSATION_FIELDS = frozenset(ConversationRecord.__annotations__)
 _MESSAGE_FIELDS = frozenset(MessageRecord.__annotations__)
 
 
 def check_record(record: object, number: int) -> ImportedConversation:
     """Read record `number` of a stream; raise InvalidRecord saying which field is wrong and why."""
+    plain = read_plain(record, _CONVERSATION_FIELDS, _MESSAGE_FIELDS)
+    if plain is not None:
+        return plain
     try:
         return _read_record(record, number)
     except InvalidRecord:
@@ -104,11 +92,23 @@ def _read_record(record: object, number: int) -> ImportedConversation:
     drafts, timestamps = _read_messages(cast("Sequence[object]", messages), number)
     _check_order([start_time, *timestamps, last_activity], number)
     return ImportedConversation(
-        conversation=evolve(conversation, drafts=tuple(drafts)),
+        user_id=conversation.user_id,
+        session_id=conversation.session_id,
+        rescue_id=conversation.rescue_id,
+        intent_type=conversation.intent_type,
+        source=conversation.source,
+        metadata=dump_optional(conversation.metadata),
         status=to_status(values.get("status", Status.ACTIVE)),
         start_time=start_time or (timestamps[0] if timestamps else None),
         last_activity=last_activity or (timestamps[-1] if timestamps else None),
-        timestamps=tuple(timestamps),
+        messages=ImportedMessages(
+            roles=[draft.role.value for draft in drafts],
+            contents=[draft.content for draft in drafts],
+            intent_types=[draft.intent_type for draft in drafts],
+            slots=[dump_optional(draft.slots) for draft in drafts],
+            metadata=[dump_optional(draft.metadata) for draft in drafts],
+            timestamps=timestamps,
+        ),
     )
 
 

@@ -9,7 +9,7 @@ validates, registers and scopes alike.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Generic, Literal, Protocol, TypeAlias, TypeVar
 
 from attrs import evolve
@@ -22,10 +22,11 @@ from .conversation import (
     check_integer,
 )
 from .errors import InvalidConversation, InvalidMessage, UnitOfWorkMisuse
+from .imported import ImportedConversation
 from .message import Message, MessageDraft, Turn, check_drafts
 from .page import ConversationCursor, ConversationPage, check_limit
 from .receipt import ErasureReceipt, ImportReceipt
-from .record import ImportedConversation
+from .record import ConversationRecord
 from .text import check_name
 
 T = TypeVar("T")
@@ -42,6 +43,17 @@ class Pending(Awaitable[T_co], Protocol[T_co]):
     once that is sent, and is final only when the outermost block has been left. It raises the
     error of its block when that block, or one around it, failed or was discarded.
     """
+
+
+class ExportedRecords(Protocol):
+    """Records that are read as they are asked for."""
+
+    def __aiter__(self) -> AsyncIterator[ConversationRecord]: ...
+
+    async def __anext__(self) -> ConversationRecord: ...
+
+    async def aclose(self) -> None:
+        """Stop reading, and give back what that holds; any task may do so."""
 
 
 class Write(Generic[T]):
@@ -68,6 +80,14 @@ class Unit(Protocol):
 
     async def before_read(self) -> None:
         """Send what is registered, so that the read sees it."""
+
+    def still_open(self) -> Callable[[], None]:
+        """Return a check that what is read now can be read on."""
+        ...
+
+    async def perform(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do at once, in the current block, what cannot be registered."""
+        ...
 
 
 class _Repository:
@@ -190,30 +210,27 @@ class ConversationRepository(_Repository, ABC):
         """Register the removal of all that a user has."""
         return self._unit.register(self._erase_user(self._owner(user_id)))
 
-    def add_imported(
+    async def add_imported(
         self, batch: Sequence[ImportedConversation], on_duplicate: OnDuplicate
-    ) -> Pending[ImportReceipt]:
-        """Register conversations that were read from records.
+    ) -> ImportReceipt:
+        """Store conversations that were read from records, in the open transaction, at once.
 
         Errors: DuplicateSession where `on_duplicate` is "error".
         """
-        for imported in batch:
-            self._owner(imported.conversation.user_id)
-        return self._unit.register(self._add_imported(batch, on_duplicate))
+        for owner in {imported.user_id for imported in batch}:
+            self._owner(owner)
+        return await self._unit.perform(lambda: self._add_imported(batch, on_duplicate))
 
-    async def export_page(
-        self, user_id: str | None, after: tuple[str, str] | None, limit: int
-    ) -> list[tuple[Conversation, list[Message]]]:
-        """Read conversations with all their messages, ordered by user_id and session_id.
+    async def export(self, user_id: str | None = None) -> ExportedRecords:
+        """Begin to read conversations with all their messages, as they are now.
 
-        `user_id` None is every user's, unless the unit acts for one; `after` is the
-        (user_id, session_id) of the last one read before.
+        They come ordered by user_id and session_id. `user_id` None is every user's, unless the
+        unit acts for one. Where the unit has a transaction open it is read in that, and can be read
+        until the block is left; else it is read in one of its own.
         """
-        scope = self._unit.user_id
-        owner = scope if user_id is None else self._owner(user_id)
-        check_limit(limit)
+        owner = self._unit.user_id if user_id is None else self._owner(user_id)
         await self._unit.before_read()
-        return await self._export_page(owner, after, limit)
+        return await self._export(owner)
 
     def _owned(
         self, conversation: NewConversation, drafts: Sequence[MessageDraft]
@@ -256,14 +273,12 @@ class ConversationRepository(_Repository, ABC):
     def _erase_user(self, user_id: str) -> Write[ErasureReceipt]: ...
 
     @abstractmethod
-    def _add_imported(
+    async def _add_imported(
         self, batch: Sequence[ImportedConversation], on_duplicate: OnDuplicate
-    ) -> Write[ImportReceipt]: ...
+    ) -> ImportReceipt: ...
 
     @abstractmethod
-    async def _export_page(
-        self, user_id: str | None, after: tuple[str, str] | None, limit: int
-    ) -> list[tuple[Conversation, list[Message]]]: ...
+    async def _export(self, user_id: str | None) -> ExportedRecords: ...
 
 
 class MessageRepository(_Repository, ABC):

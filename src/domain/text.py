@@ -26,19 +26,23 @@ def storable_text(text: str) -> str:
     return _UNSTORABLE.sub("\ufffd", text)
 
 
+def is_storable(text: str) -> bool:
+    """Whether PostgreSQL can store `text`."""
+    return "\0" not in text if text.isascii() else _UNSTORABLE.search(text) is None
+
+
 def check_text(value: object, field: str, error: type[InvalidInput]) -> str:
     """Return `value` if it is a text that can be stored; raise `error` naming `field` if not."""
     if not isinstance(value, str):
         raise error(field=field, reason=f"must be a text, not {type(value).__name__}")
-    if not value.isascii() or "\0" in value:
-        bad = _UNSTORABLE.search(value)
-        if bad is not None:
-            what = "a NUL character" if bad[0] == "\0" else "a lone surrogate"
-            raise error(
-                field=field,
-                reason=f"holds {what}, which cannot be stored; storable_text() replaces it",
-                offset=bad.start(),
-            )
+    bad = None if is_storable(value) else _UNSTORABLE.search(value)
+    if bad is not None:
+        what = "a NUL character" if bad[0] == "\0" else "a lone surrogate"
+        raise error(
+            field=field,
+            reason=f"holds {what}, which cannot be stored; storable_text() replaces it",
+            offset=bad.start(),
+        )
     return value
 
 

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
+from contextlib import aclosing
 from typing import Any, Final, get_args
 
 from ..domain.errors import ConversationStoreError, InvalidConversation
+from ..domain.imported import ImportedConversation
 from ..domain.receipt import ErasureReceipt, ImportReceipt
-from ..domain.record import (
-    ConversationRecord,
-    ImportedConversation,
-    check_record,
-    to_record,
-)
+from ..domain.record import ConversationRecord, check_record
 from ..domain.repository import OnDuplicate
 from .unit_of_work import AsyncUnitOfWork
 
-BATCH_CONVERSATIONS: Final = 500
+BATCH_CONVERSATIONS: Final = 1_000
 """Most conversations that an import stores in one transaction."""
-BATCH_MESSAGES: Final = 5_000
+BATCH_MESSAGES: Final = 20_000
 """So many messages end a batch of an import."""
 BATCH_CHARACTERS: Final = 8_000_000
 """So much content ends a batch of an import."""
-EXPORT_PAGE: Final = 50
-"""Conversations that an export reads at a time."""
+_CHECKED_AT_ONCE: Final = 16
+"""Records that are checked without letting others run."""
 
 
 async def import_conversations(
@@ -35,9 +33,11 @@ async def import_conversations(
 ) -> ImportReceipt:
     """Store conversations with their messages from a stream of records.
 
-    The stream is read as it is stored, a batch at a time; each batch is a transaction of its own
-    unless the unit is inside an open block. Ids and versions are new; times are the record's
-    where it has them.
+    The stream is read a batch ahead of what is stored, whatever its length; each batch is a
+    transaction of its own unless the unit is inside an open block. No transaction of the import is
+    open while the stream is waited for. Ids and versions are new; times are the record's where it
+    has them. An import that ended half way is gone on with by importing the same stream again with
+    `on_duplicate="skip"`.
 
     Args:
         uow: the unit of work.
@@ -52,46 +52,118 @@ async def import_conversations(
     Nothing of the batch that failed is stored; `imported` of every ConversationStoreError raised
     here says what the batches before it have stored.
 
-    Round trips: 1 a batch, of at most 500 conversations.
+    Round trips: 8 a batch, of at most 1,000 conversations; it may draw ids besides.
     """
     if on_duplicate not in get_args(OnDuplicate):
         reason = "must be 'error' or 'skip'"
         raise InvalidConversation(field="on_duplicate", reason=reason)
     receipt = ImportReceipt()
     try:
-        async for batch in _batches(records):
-            async with uow:
-                stored = uow.conversations.add_imported(batch, on_duplicate)
-            receipt += await stored
-            if progress is not None:
-                progress(receipt)
+        async with aclosing(_checked_batches(records)) as batches:
+            async for batch in batches:
+                async with uow:
+                    stored = await uow.conversations.add_imported(batch, on_duplicate)
+                receipt += stored
+                if progress is not None:
+                    progress(receipt)
     except ConversationStoreError as error:
         error.imported = receipt
         raise
     return receipt
 
 
+async def _checked_batches(
+    records: Iterable[Any] | AsyncIterable[Any],
+) -> AsyncGenerator[list[ImportedConversation]]:
+    """Give batches that were checked; while one of them is stored the next is being checked.
+
+    An error of the stream itself is raised when all is given that was read whole before it.
+    """
+    stream = _Stream(records)
+    checking = await stream.begin_next()
+    while checking is not None:
+        batch = await checking
+        checking = await stream.begin_next()
+        try:
+            yield batch
+        except BaseException:
+            if checking is not None:
+                checking.cancel()
+            raise
+    if stream.error is not None:
+        raise stream.error
+
+
+class _Stream:
+    """A stream of records that is read a batch at a time."""
+
+    def __init__(self, records: Iterable[Any] | AsyncIterable[Any]) -> None:
+        self.error: Exception | None = None
+        """What ended the stream."""
+        self._batches = _batches(records)
+
+    async def begin_next(self) -> asyncio.Task[list[ImportedConversation]] | None:
+        """Read the next batch and begin to check it; None if there is none."""
+        try:
+            batch = await anext(self._batches, None)
+        except Exception as error:  # noqa: BLE001 - whatever the host's own stream raises
+            self.error = error
+            return None
+        if batch is None:
+            return None
+        checking = asyncio.create_task(_check(*batch))
+        # Where nobody waits for it any more, the import has failed already.
+        checking.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return checking
+
+
+async def _check(first: int, batch: list[Any]) -> list[ImportedConversation]:
+    """Check records, and let others run now and then."""
+    checked: list[ImportedConversation] = []
+    for number, record in enumerate(batch, first):
+        checked.append(check_record(record, number))
+        if number % _CHECKED_AT_ONCE == 0:
+            await asyncio.sleep(0)
+    return checked
+
+
 async def _batches(
     records: Iterable[Any] | AsyncIterable[Any],
-) -> AsyncIterator[list[ImportedConversation]]:
-    batch: list[ImportedConversation] = []
-    messages = characters = number = 0
+) -> AsyncGenerator[tuple[int, list[Any]]]:
+    """Give the number of the first record of each batch, and its records, not yet checked."""
+    batch: list[Any] = []
+    first = 1
+    messages = characters = 0
     async for record in _each(records):
-        number += 1
-        imported = check_record(record, number)
-        batch.append(imported)
-        messages += len(imported.conversation.drafts)
-        characters += sum(len(draft.content) for draft in imported.conversation.drafts)
+        batch.append(record)
+        weight = _weight(record)
+        if weight is not None:
+            messages += weight[0]
+            characters += weight[1]
         if (
-            len(batch) >= BATCH_CONVERSATIONS
+            weight is None
+            or len(batch) >= BATCH_CONVERSATIONS
             or messages >= BATCH_MESSAGES
             or characters >= BATCH_CHARACTERS
         ):
-            yield batch
+            yield first, batch
+            first += len(batch)
             batch = []
             messages = characters = 0
     if batch:
-        yield batch
+        yield first, batch
+
+
+def _weight(record: Any) -> tuple[int, int] | None:
+    """Return how many messages and characters a record holds; None if it has no such form.
+
+    It will be refused then, so there is no need to read on.
+    """
+    try:
+        lengths = [len(message["content"]) for message in record["messages"]]
+    except (AttributeError, IndexError, KeyError, TypeError):
+        return None
+    return len(lengths), sum(lengths)
 
 
 async def _each(records: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:
@@ -105,30 +177,32 @@ async def _each(records: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[An
 
 async def export_conversations(
     uow: AsyncUnitOfWork, *, user_id: str | None = None
-) -> AsyncIterator[ConversationRecord]:
+) -> AsyncGenerator[ConversationRecord]:
     """Read conversations with all their messages as records, ordered by user_id and session_id.
 
-    The stream is read a page at a time and nothing is held between pages, neither a connection
-    nor a transaction: each conversation is whole, as it was when its page was read. What was
-    exported and imported into an empty store exports the same again, byte for byte.
+    All are as they were when the first record was asked for: one snapshot. The stream is read as
+    it is consumed, by a cursor on the server. What was exported and imported into an empty store
+    exports the same again, byte for byte.
+
+    Where the unit has a transaction open, inside a block that wrote or in a host's transaction, it
+    is read in that and sees what the unit wrote; it can be read until that block is left. Else it
+    holds a connection and a transaction of its own until its end or `aclose()`, and the unit is
+    free for other work meanwhile.
 
     Args:
         uow: the unit of work.
         user_id: only this user's conversations; None is all that the unit may see.
 
-    Raises: InvalidConversation.
+    Raises: InvalidConversation; StoreTimeout where the consumer takes longer with a record than the
+    role may be idle in a transaction.
 
-    Round trips: 1 for every 50 conversations.
+    Round trips: 1 for every 1,000 messages, and 1 for its end.
     """
-    after: tuple[str, str] | None = None
-    while True:
-        async with uow:
-            page = await uow.conversations.export_page(user_id, after, EXPORT_PAGE)
-        for conversation, messages in page:
-            yield to_record(conversation, messages)
-        if len(page) < EXPORT_PAGE:
-            return
-        after = (page[-1][0].user_id, page[-1][0].session_id)
+    async with uow:
+        records = await uow.conversations.export(user_id)
+    async with aclosing(records):
+        async for record in records:
+            yield record
 
 
 async def erase_user(uow: AsyncUnitOfWork, *, user_id: str | None = None) -> ErasureReceipt:

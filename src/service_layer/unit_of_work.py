@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from enum import StrEnum
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -160,6 +160,32 @@ class AsyncUnitOfWork(ABC):
         """Send what is registered, so that a read sees it."""
         self._check_live()
         await self._flush()
+
+    def still_open(self) -> Callable[[], None]:
+        """Return a check that the innermost block that is opened now has not ended since."""
+        opened = [block for block in self._blocks if block.opened]
+
+        def check() -> None:
+            if not opened:
+                return
+            self._check_live()
+            is_kept = all(block.state is BlockState.LIVE for block in opened)
+            if self._blocks[0] is not opened[0] or not is_kept:
+                raise UnitOfWorkMisuse(reason="the block in which the export began has ended")
+
+        return check
+
+    async def perform(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do at once, in the current block, what cannot be registered; what fails, fails it."""
+        block = self._check_live()
+        for around in self._blocks:
+            around.wrote = True
+        await self._flush(also_blocks=True)
+        try:
+            return await work()
+        except BaseException as error:
+            await self._fail(block, error)
+            raise
 
     async def _settle(self, registered: RegisteredWrite[T]) -> T:
         """Return the result of a registered write, sending it first if it was not sent yet."""

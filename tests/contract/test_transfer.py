@@ -184,7 +184,7 @@ async def test_records_may_come_as_an_async_stream(store: Any) -> None:
     """An async iterable is read as it comes; progress is told after each batch."""
 
     async def stream() -> AsyncIterator[ConversationRecord]:
-        for number in range(1201):
+        for number in range(2201):
             yield record(session=str(number), messages=said("a"))
 
     told: list[int] = []
@@ -193,8 +193,8 @@ async def test_records_may_come_as_an_async_stream(store: Any) -> None:
         records=stream(),
         progress=lambda so_far: told.append(so_far.conversations),
     )
-    assert receipt == ImportReceipt(conversations=1201, messages=1201)
-    assert told == [500, 1000, 1201]
+    assert receipt == ImportReceipt(conversations=2201, messages=2201)
+    assert told == [1000, 2000, 2201]
 
 
 async def test_a_duplicate_refuses_its_batch(store: Any) -> None:
@@ -236,23 +236,23 @@ async def test_a_bad_record_refuses_its_batch_and_says_what_was_stored_before(
     store: Any,
 ) -> None:
     """Batches before the bad record stay, the one with it is not stored, and the error tells."""
-    records = [record(session=f"{n:04}") for n in range(700)]
-    records[650]["messages"] = [{"role": "robot", "content": "x"}]
+    records = [record(session=f"{n:04}") for n in range(1200)]
+    records[1150]["messages"] = [{"role": "robot", "content": "x"}]
     with pytest.raises(InvalidRecord) as caught:
         await load(store, *records)
     error = caught.value
-    assert (error.record, error.field) == (651, "messages[0].role")
-    assert error.imported == ImportReceipt(conversations=500)
-    assert len(await exported(store)) == 500
+    assert (error.record, error.field) == (1151, "messages[0].role")
+    assert error.imported == ImportReceipt(conversations=1000)
+    assert len(await exported(store)) == 1000
 
 
 async def test_an_import_inside_a_block_is_part_of_it(store: Any) -> None:
     """Imported in an outer block that is rolled back, nothing is stored."""
     async with store.unit_of_work() as uow:
         receipt = await import_conversations(
-            uow, records=[record(session=str(n)) for n in range(501)]
+            uow, records=[record(session=str(n)) for n in range(1001)]
         )
-        assert receipt.conversations == 501
+        assert receipt.conversations == 1001
         await uow.rollback()
     assert await exported(store) == []
 

@@ -16,13 +16,15 @@ from ...domain.conversation import (
     Status,
 )
 from ...domain.errors import ConversationNotFound, DuplicateSession, InvalidTransition
+from ...domain.imported import ImportedConversation
+from ...domain.json_object import load_optional
 from ...domain.message import Message, MessageDraft
 from ...domain.page import ConversationCursor
 from ...domain.receipt import ErasureReceipt, ImportReceipt
-from ...domain.record import ImportedConversation
 from ...domain.repository import ConversationRepository, OnDuplicate, Unit
 from .change import Change
 from .database import Session, Stored, View
+from .export import SnapshotRecords
 from .verdicts import NO_CHANGE, Verdict, is_seen, lock_and_judge, stale
 
 
@@ -186,55 +188,64 @@ class InMemoryConversationRepository(ConversationRepository):
 
         return Change(apply)
 
-    def _add_imported(
+    async def _add_imported(
         self, batch: Sequence[ImportedConversation], on_duplicate: OnDuplicate
-    ) -> Change[ImportReceipt]:
-        async def apply(ids: Sequence[int]) -> ImportReceipt:
-            message_ids = iter(ids[len(batch) :])
-            stored = messages = 0
-            for conversation_id, imported in zip(ids, batch, strict=False):
-                new = imported.conversation
-                ours = [next(message_ids) for _ in new.drafts]
-                session: Session = (new.user_id, new.session_id)
-                if await self._view.lock_session(session) is not None:
-                    if on_duplicate == "error":
-                        raise DuplicateSession(user_id=new.user_id, session_id=new.session_id)
-                    continue
-                await self._put_imported(imported, conversation_id, ours)
-                stored += 1
-                messages += len(ours)
-            return ImportReceipt(
-                conversations=stored, messages=messages, skipped=len(batch) - stored
-            )
+    ) -> ImportReceipt:
+        stored = messages = 0
+        for imported in batch:
+            session: Session = (imported.user_id, imported.session_id)
+            if await self._is_taken(session):
+                if on_duplicate == "error":
+                    raise DuplicateSession(user_id=session[0], session_id=session[1])
+                continue
+            await self._put_imported(imported)
+            stored += 1
+            messages += len(imported.messages)
+        return ImportReceipt(conversations=stored, messages=messages, skipped=len(batch) - stored)
 
-        count = sum(len(imported.conversation.drafts) for imported in batch)
-        return Change(apply, ids_needed=len(batch) + count)
+    async def _is_taken(self, session: Session) -> bool:
+        """Whether a session exists; one that does not is waited for and held."""
+        found = self._view.find_session(session) or await self._view.lock_session(session)
+        return found is not None
 
-    async def _put_imported(
-        self, imported: ImportedConversation, conversation_id: int, ids: Sequence[int]
-    ) -> None:
-        new, times = imported.conversation, imported.timestamps
+    async def _put_imported(self, imported: ImportedConversation) -> None:
         now = self._view.database.clock()
         start, last = imported.start_time, imported.last_activity
         last_activity = last or max(start or now, now)
+        new, times = _to_new(imported), imported.messages.timestamps
+        ids = self._view.database.draw_ids(1 + len(new.drafts))
         conversation = new.stored(
-            conversation_id=conversation_id,
+            conversation_id=ids[0],
             start_time=start or last or now,
             last_activity=last_activity,
             status=imported.status,
         )
         await self._put_new(
-            conversation, new.drafts, ids, times or [last_activity] * len(new.drafts)
+            conversation, new.drafts, ids[1:], times or [last_activity] * len(new.drafts)
         )
 
-    async def _export_page(
-        self, user_id: str | None, after: tuple[str, str] | None, limit: int
-    ) -> list[tuple[Conversation, list[Message]]]:
-        def session(stored: Stored) -> Session:
-            return stored.conversation.user_id, stored.conversation.session_id
+    async def _export(self, user_id: str | None) -> SnapshotRecords:
+        return SnapshotRecords(self._view.all_of(user_id), self._unit.still_open())
 
-        page = sorted(
-            (s for s in self._view.all_of(user_id) if after is None or session(s) > after),
-            key=session,
-        )
-        return [(stored.shown(), stored.shown_messages()) for stored in page[:limit]]
+
+def _to_new(imported: ImportedConversation) -> NewConversation:
+    said = imported.messages
+    columns = (said.roles, said.contents, said.intent_types, said.slots, said.metadata)
+    return NewConversation(
+        user_id=imported.user_id,
+        session_id=imported.session_id,
+        rescue_id=imported.rescue_id,
+        intent_type=imported.intent_type,
+        source=imported.source,
+        metadata=load_optional(imported.metadata),
+        drafts=tuple(
+            MessageDraft(
+                role=role,
+                content=content,
+                intent_type=intent_type,
+                slots=load_optional(slots),
+                metadata=load_optional(metadata),
+            )
+            for role, content, intent_type, slots, metadata in zip(*columns, strict=True)
+        ),
+    )

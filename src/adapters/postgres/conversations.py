@@ -17,23 +17,23 @@ from ...domain.conversation import (
     Status,
 )
 from ...domain.errors import ConversationNotFound
-from ...domain.json_object import dump_json
+from ...domain.imported import ImportedConversation
+from ...domain.json_object import dump_optional
 from ...domain.message import Message
 from ...domain.page import ConversationCursor
 from ...domain.receipt import ErasureReceipt, ImportReceipt
-from ...domain.record import ImportedConversation
 from ...domain.repository import ConversationRepository, OnDuplicate
+from .bulk import store_batch
+from .export import RecordStream
 from .parameters import (
     ReadingUnit,
     array,
     drafts_text,
     flag_text,
     integer_text,
-    json_text,
     status_array,
-    time_text,
 )
-from .rows import CONVERSATION_COLUMNS, Row, to_conversations, to_messages, utc
+from .rows import Row, to_conversations, utc
 from .sql import Texts
 from .statement import SHORT, Parameters, Statement
 
@@ -117,7 +117,7 @@ class PsycopgConversationRepository(ConversationRepository):
             "set_intent_type": flag_text(value=intent_type is not UNCHANGED),
             "intent_type": None if intent_type is UNCHANGED else intent_type,
             "set_metadata": flag_text(value=metadata is not UNCHANGED),
-            "metadata": None if metadata is UNCHANGED else json_text(metadata),
+            "metadata": None if metadata is UNCHANGED else dump_optional(metadata),
         }
         return self._changing(conversation_id, self._texts.update, parameters)
 
@@ -144,65 +144,15 @@ class PsycopgConversationRepository(ConversationRepository):
             lambda _, rows: ErasureReceipt(conversations=rows[0][0], messages=rows[0][1]),
         )
 
-    def _add_imported(
+    async def _add_imported(
         self, batch: Sequence[ImportedConversation], on_duplicate: OnDuplicate
-    ) -> Statement[ImportReceipt]:
-        messages = sum(len(imported.conversation.drafts) for imported in batch)
+    ) -> ImportReceipt:
+        return await store_batch(self._unit.transaction(), self._texts, batch, on_duplicate)
 
-        def read(_: Sequence[int], rows: list[Row]) -> ImportReceipt:
-            stored = rows[0][0]
-            return ImportReceipt(
-                conversations=stored, messages=rows[0][1], skipped=len(batch) - stored
-            )
-
-        def bind(ids: Sequence[int]) -> Parameters:
-            conversation_ids, message_ids = ids[: len(batch)], iter(ids[len(batch) :])
-            return {
-                "conversations": dump_json(
-                    [
-                        _imported_conversation(imported, conversation_id)
-                        for imported, conversation_id in zip(batch, conversation_ids, strict=True)
-                    ]
-                ),
-                "messages": dump_json(
-                    [
-                        _imported_message(imported, conversation_id, index, next(message_ids))
-                        for imported, conversation_id in zip(batch, conversation_ids, strict=True)
-                        for index in range(len(imported.conversation.drafts))
-                    ]
-                ),
-                "skip": flag_text(value=on_duplicate == "skip"),
-            }
-
-        return Statement(
-            self._texts.import_batch,
-            bind,
-            read,
-            ids_needed=len(batch) + messages,
-            new_conversations=len(batch),
-        )
-
-    async def _export_page(
-        self, user_id: str | None, after: tuple[str, str] | None, limit: int
-    ) -> list[tuple[Conversation, list[Message]]]:
-        after_user_id, after_session_id = ("", "") if after is None else after
-        parameters: dict[str, object] = {
-            "after_session_id": after_session_id,
-            "limit": Int8(limit),
-        }
+    async def _export(self, user_id: str | None) -> RecordStream:
         if user_id is None:
-            parameters["after_user_id"] = after_user_id
-            rows = await self._unit.fetch(self._texts.export, parameters)
-        else:
-            parameters["owner"] = user_id
-            rows = await self._unit.fetch(self._texts.export_of_user, parameters)
-        page: list[tuple[Conversation, list[Message]]] = []
-        for row in rows:
-            if not page or page[-1][0].id != row[0]:
-                page.append((to_conversations([row])[0], []))
-            if row[CONVERSATION_COLUMNS] is not None:
-                page[-1][1].extend(to_messages([row[CONVERSATION_COLUMNS:]]))
-        return page
+            return RecordStream(await self._unit.stream(self._texts.export, {}))
+        return RecordStream(await self._unit.stream(self._texts.export_of_user, {"owner": user_id}))
 
     def _addressed(
         self, conversation_id: int, expected_version: int | None = None
@@ -236,7 +186,7 @@ def _starting(
         "rescue_id": new.rescue_id,
         "intent_type": new.intent_type,
         "source": new.source,
-        "metadata": json_text(new.metadata),
+        "metadata": dump_optional(new.metadata),
         "drafts": drafts,
     }
 
@@ -253,39 +203,3 @@ def _starting(
         new_conversations=1,
         is_short=new.metadata is None and len(drafts) < SHORT,
     )
-
-
-def _imported_conversation(
-    imported: ImportedConversation, conversation_id: int
-) -> dict[str, object]:
-    new = imported.conversation
-    return {
-        "id": conversation_id,
-        "user_id": new.user_id,
-        "session_id": new.session_id,
-        "status": imported.status,
-        "start_time": time_text(imported.start_time),
-        "last_activity": time_text(imported.last_activity),
-        "message_count": len(new.drafts),
-        "rescue_id": new.rescue_id,
-        "intent_type": new.intent_type,
-        "source": new.source,
-        "metadata": new.metadata,
-    }
-
-
-def _imported_message(
-    imported: ImportedConversation, conversation_id: int, index: int, message_id: int
-) -> dict[str, object]:
-    draft = imported.conversation.drafts[index]
-    return {
-        "conversation_id": conversation_id,
-        "position": index + 1,
-        "id": message_id,
-        "role": draft.role,
-        "content": draft.content,
-        "timestamp": time_text(imported.timestamps[index]) if imported.timestamps else None,
-        "intent_type": draft.intent_type,
-        "slots": draft.slots,
-        "metadata": draft.metadata,
-    }

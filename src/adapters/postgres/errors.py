@@ -33,6 +33,8 @@ REFUSED: Final = "CS001"
 """SQLSTATE of refusals, raised by the function `refuse` of the migrations."""
 
 REQUEST_KEY: Final = "ai_messages_request_key"
+SESSION_KEY: Final = "ai_conversations_session_key"
+DEADLOCK: Final = "40P01"
 
 _CONTESTED: Final = "the conversation changed while the statement ran"
 
@@ -67,7 +69,7 @@ REFUSALS: Final[Mapping[str, Callable[[Mapping[str, Any]], ConversationStoreErro
 
 CONSTRAINTS: Final[Mapping[str, str]] = {
     "ai_conversations_pkey": "an id was given twice: was the sequence ai_ids set back?",
-    "ai_conversations_session_key": "the user already has a conversation of that session",
+    SESSION_KEY: "the user already has a conversation of that session",
     "ai_conversations_status_check": "no such status",
     "ai_conversations_count_check": "message_count must not be negative",
     "ai_conversations_version_check": "version starts at 1",
@@ -85,6 +87,7 @@ last, all others need SQL from outside the store."""
 MISUSE: Final = {
     "25P02": "an SQL error in the unit's transaction was swallowed; nothing of it is stored",
     "25P01": "the host's SQL ended the unit's transaction: leave COMMIT and ROLLBACK to it",
+    "34000": "what was being read is gone: its transaction or block was ended in the middle of it",
     "3B001": "a savepoint of the unit is gone: units, or the host's own savepoints, overlap on "
     "this connection instead of nesting",
 }
@@ -92,7 +95,7 @@ MISUSE: Final = {
 
 _ABORTED: Final = {
     "40001": "the transaction could not be serialized",
-    "40P01": "the transaction was the victim of a deadlock",
+    DEADLOCK: "the transaction was the victim of a deadlock",
 }
 
 _TIMEOUTS: Final = {

@@ -8,15 +8,16 @@ JSON text: psycopg's own dumping of lists is the largest single cost of a call.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
 from typing import Final, Protocol
 
 from ...domain.conversation import ACCEPTING_MESSAGES, Status
-from ...domain.json_object import JsonObject, dump_json
+from ...domain.json_object import dump_json
 from ...domain.message import MessageDraft
 from ...domain.repository import Unit
+from .bulk import OpenTransaction
 from .rows import Row
 from .statement import Parameters
+from .stream import RowStream
 
 
 class ReadingUnit(Unit, Protocol):
@@ -24,6 +25,14 @@ class ReadingUnit(Unit, Protocol):
 
     async def fetch(self, text: bytes, parameters: Parameters) -> list[Row]:
         """Read the rows of a statement."""
+        ...
+
+    async def stream(self, text: bytes, parameters: Parameters) -> RowStream:
+        """Begin to read the rows of a statement a chunk at a time."""
+        ...
+
+    def transaction(self) -> OpenTransaction:
+        """Give what is needed of the transaction that is open."""
         ...
 
 
@@ -34,11 +43,6 @@ def status_array(statuses: Iterable[Status]) -> str:
 
 ACCEPTING: Final = status_array(ACCEPTING_MESSAGES)
 """The statuses that accept messages."""
-
-
-def json_text(value: JsonObject | None) -> str | None:
-    """Return an optional JSON object as text."""
-    return None if value is None else dump_json(value)
 
 
 def integer_text(value: int | None) -> str | None:
@@ -70,8 +74,3 @@ def drafts_text(drafts: Sequence[MessageDraft]) -> str:
 def flag_text(*, value: bool) -> str:
     """Return a flag as text."""
     return "true" if value else "false"
-
-
-def time_text(moment: datetime | None) -> str | None:
-    """Return an optional time as text."""
-    return None if moment is None else moment.isoformat()

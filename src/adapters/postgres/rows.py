@@ -7,14 +7,13 @@ by column, and then sealed by giving it its own class: the same object at a quar
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import repeat
 from typing import Any, Final, TypeAlias
 
 from ...domain.conversation import Conversation, Status
-from ...domain.json_object import JsonObject
+from ...domain.json_object import JsonObject, load_optional
 from ...domain.message import Message, Role
 
 Row: TypeAlias = tuple[Any, ...]
@@ -24,9 +23,6 @@ CONVERSATION_COLUMNS: Final = 12
 
 _ROLES: Final = {role.value: role for role in Role}
 _STATUSES: Final = {status.value: status for status in Status}
-
-
-_load: Final = json.JSONDecoder().raw_decode
 
 
 class _UnsealedConversation(Conversation):
@@ -107,8 +103,7 @@ def _aware(column: Sequence[datetime]) -> Iterator[datetime]:
 def _loaded(column: Sequence[str | None]) -> Sequence[JsonObject | None]:
     if not any(column):
         return [None] * len(column)
-    # A jsonb has no space before it, nor anything after it.
-    return [None if text is None else _load(text)[0] for text in column]
+    return [load_optional(text) for text in column]
 
 
 def to_conversations(rows: Sequence[Row]) -> list[Conversation]:

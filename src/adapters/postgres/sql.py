@@ -248,42 +248,24 @@ WITH gone AS (DELETE FROM {conversations} WHERE user_id = %(owner)s RETURNING me
 SELECT count(*), coalesce(sum(message_count), 0)::bigint FROM gone
 """
 
-# Joined by id: the messages of a conversation that was left out are left out with it.
-IMPORT: Final[LiteralString] = """
-WITH given AS MATERIALIZED (
-    SELECT * FROM ROWS FROM (json_to_recordset(%(conversations)s::json) AS (
-        id bigint, user_id text, session_id text, status text, start_time timestamptz,
-        last_activity timestamptz, message_count bigint, rescue_id text, intent_type text,
-        source text, metadata jsonb
-    )) WITH ORDINALITY AS g (id, user_id, session_id, status, start_time, last_activity,
-        message_count, rescue_id, intent_type, source, metadata, ordinal)
-), new AS (
-    INSERT INTO {conversations} (id, user_id, session_id, status, start_time, last_activity,
-        message_count, version, rescue_id, intent_type, source, metadata)
-    SELECT id, user_id, session_id, status, coalesce(start_time, last_activity, clock.time),
-        coalesce(last_activity, greatest(start_time, clock.time)), message_count, 1,
-        rescue_id, intent_type, source, metadata
-    FROM given, (SELECT clock_timestamp() AS time) AS clock
-    ORDER BY ordinal
-    ON CONFLICT ON CONSTRAINT ai_conversations_session_key DO NOTHING
-    RETURNING id, last_activity, message_count
-), added AS (
-    INSERT INTO {messages} (conversation_id, position, id, role, content, timestamp,
-        intent_type, slots, metadata)
-    SELECT d.conversation_id, d.position, d.id, d.role, d.content,
-        coalesce(d.timestamp, new.last_activity), d.intent_type, d.slots, d.metadata
-    FROM json_to_recordset(%(messages)s::json) AS d (conversation_id bigint, position bigint,
-        id bigint, role text, content text, timestamp timestamptz, intent_type text,
-        slots jsonb, metadata jsonb)
-    JOIN new ON new.id = d.conversation_id
-), missing AS (
-    SELECT user_id, session_id FROM given WHERE id NOT IN (SELECT id FROM new)
-    ORDER BY ordinal LIMIT 1
-)
-SELECT count(*), coalesce(sum(message_count), 0)::bigint FROM new
-HAVING CASE WHEN %(skip)s::boolean OR NOT EXISTS (SELECT FROM missing) THEN true
-    ELSE (SELECT {refuse}('duplicate_session',
-        json_build_object('user_id', user_id, 'session_id', session_id)) FROM missing) END
+# The sessions of a batch that exist already, or one row without any.
+LOOK_UP: Final[LiteralString] = """
+SELECT clock.time AT TIME ZONE 'UTC', found.user_id, found.session_id
+FROM (SELECT clock_timestamp() AS time) AS clock LEFT JOIN (
+    SELECT c.user_id, c.session_id
+    FROM json_array_elements(%(sessions)s::json) AS given
+    JOIN {conversations} AS c ON c.user_id = given ->> 0 AND c.session_id = given ->> 1
+) AS found ON true
+"""
+
+COPY_CONVERSATIONS: Final[LiteralString] = """
+COPY {conversations} (id, user_id, session_id, status, rescue_id, intent_type, source, metadata,
+    start_time, last_activity, message_count, version) FROM STDIN (FORMAT binary)
+"""
+
+COPY_MESSAGES: Final[LiteralString] = """
+COPY {messages} (conversation_id, position, id, role, content, timestamp, intent_type, slots,
+    metadata) FROM STDIN (FORMAT binary)
 """
 
 GET: Final[LiteralString] = f"SELECT {_CONVERSATION} FROM {{conversations}} WHERE {_IS_ADDRESSED}"
@@ -330,28 +312,22 @@ FROM (SELECT id FROM {{conversations}} WHERE {_IS_ADDRESSED}) AS c LEFT JOIN LAT
 ORDER BY m.position
 """
 
-_EXPORT_PAGE: Final[LiteralString] = f"""
-    ORDER BY user_id, session_id LIMIT %(limit)s
-)
+# For a cursor: planned for its first rows, so it walks two indexes and sorts within conversations.
+_EXPORT: Final[LiteralString] = """
 SELECT c.id, c.user_id, c.session_id, c.status,
     c.start_time AT TIME ZONE 'UTC', c.last_activity AT TIME ZONE 'UTC',
-    c.message_count, c.version, c.rescue_id, c.intent_type, c.source,
-    CASE WHEN m.position IS NULL OR m.position = 1 THEN c.metadata::text END, {_MESSAGE}
-FROM page AS c LEFT JOIN {{messages}} AS m ON m.conversation_id = c.id
-ORDER BY c.user_id, c.session_id, m.position
+    c.rescue_id, c.intent_type, c.source,
+    CASE WHEN m.position IS NULL OR m.position = 1 THEN c.metadata::text END,
+    m.role, m.content, m.timestamp AT TIME ZONE 'UTC', m.intent_type, m.slots::text,
+    m.metadata::text
+FROM {conversations} AS c LEFT JOIN {messages} AS m ON m.conversation_id = c.id
 """
 
-EXPORT: Final[LiteralString] = f"""
-WITH page AS MATERIALIZED (
-    SELECT * FROM {{conversations}}
-    WHERE (user_id, session_id) > (%(after_user_id)s, %(after_session_id)s) {_EXPORT_PAGE}
-"""
+_EXPORT_ORDER: Final[LiteralString] = "ORDER BY c.user_id, c.session_id, m.position"
 
-EXPORT_OF_USER: Final[LiteralString] = f"""
-WITH page AS MATERIALIZED (
-    SELECT * FROM {{conversations}}
-    WHERE user_id = %(owner)s AND session_id > %(after_session_id)s {_EXPORT_PAGE}
-"""
+EXPORT: Final[LiteralString] = f"{_EXPORT}{_EXPORT_ORDER}"
+
+EXPORT_OF_USER: Final[LiteralString] = f"{_EXPORT}WHERE c.user_id = %(owner)s\n{_EXPORT_ORDER}"
 
 NEXT_IDS: Final[LiteralString] = """
 SELECT nextval(seqrelid), seqincrement
@@ -389,7 +365,10 @@ class Texts:
         self.update = compose(UPDATE)
         self.remove = compose(REMOVE)
         self.erase_user = compose(ERASE_USER)
-        self.import_batch = compose(IMPORT)
+        self.look_up = compose(LOOK_UP)
+        # A text without parameters is sent as it is.
+        self.copy_conversations = compose(COPY_CONVERSATIONS).replace(b"%%", b"%")
+        self.copy_messages = compose(COPY_MESSAGES).replace(b"%%", b"%")
         self.get = compose(GET)
         self.find = compose(FIND)
         self.list = compose(LIST)

@@ -29,6 +29,7 @@ from ...service_layer.script import (
     StepFailedError,
 )
 from ...service_layer.unit_of_work import MAX_SENDS, AsyncUnitOfWork, Outcome
+from .bulk import OpenTransaction
 from .commit import await_commit, begin_commit, is_lost, judge_interrupted, outcome_unknown
 from .connections import (
     Connection,
@@ -59,6 +60,7 @@ from .statement import (
     fetch_rows,
     new_cursor,
 )
+from .stream import RowStream, StreamAlone, StreamInside
 
 
 class PsycopgUnitOfWork(AsyncUnitOfWork):
@@ -116,13 +118,28 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
                 check_usable(held)
                 return await fetch_rows(held, text, parameters)
             except BaseException as error:
-                await self._fail(self._last_opened(), error)
+                await self._fail_reading(error)
                 raise
         connection = await self._connections.borrow()
         try:
             return await fetch_rows(connection, text, parameters)
         finally:
             await self._connections.give_back(connection)
+
+    async def stream(self, text: bytes, parameters: Parameters) -> RowStream:
+        """Begin to read rows: in the open transaction if there is one, else in one of its own."""
+        held, check = self._connection, self.still_open()
+        if held is None:
+            return await StreamAlone.open(self._connections, text, parameters)
+        return await StreamInside.open(held, check, self._fail_reading, text, parameters)
+
+    async def _fail_reading(self, error: BaseException) -> None:
+        if self._blocks:
+            await self._fail(self._last_opened(), error)
+
+    def transaction(self) -> OpenTransaction:
+        """Give what is needed of the transaction that is open."""
+        return OpenTransaction(self._held(), self._draw_ids, self._sent)
 
     def _last_opened(self) -> Block:
         opened = [block for block in self._blocks if block.opened]

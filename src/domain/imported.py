@@ -1,0 +1,187 @@
+"""What an import stores: records that were found acceptable, in the form that is quickest to send.
+
+Most records of most streams are plain: dicts, lists and texts of the built-in types, with known
+fields and nothing odd in them. `read_plain` reads such a record column by column, without making
+an object of each message. It never judges: whatever it does not take is for `check_record` to look
+at closely.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import chain
+from typing import Any, Final, cast
+
+from attrs import frozen
+
+from .conversation import Status
+from .json_object import dump_plain
+from .message import Role
+from .text import MAX_NAME_LENGTH, is_storable
+
+MAX_PLAIN_CHARACTERS: Final = 1_000_000
+"""A record with more content than this is looked at closely."""
+
+
+@frozen(kw_only=True)
+class ImportedMessages:
+    """The messages of a record, oldest first, as columns of equal length."""
+
+    roles: Sequence[str]
+    contents: Sequence[str]
+    intent_types: Sequence[str | None]
+    slots: Sequence[str | None]
+    """JSON texts."""
+    metadata: Sequence[str | None]
+    """JSON texts."""
+    timestamps: Sequence[datetime]
+    """One a message, or none at all: then all messages take last_activity."""
+
+    def __len__(self) -> int:
+        return len(self.contents)
+
+
+@frozen(kw_only=True)
+class ImportedConversation:
+    """A record that was read and found acceptable."""
+
+    user_id: str
+    session_id: str
+    rescue_id: str | None
+    intent_type: str | None
+    source: str | None
+    metadata: str | None
+    """A JSON text."""
+    status: Status
+    start_time: datetime | None
+    """The record's, or else its first timestamp; None: the store's clock."""
+    last_activity: datetime | None
+    """The record's, or else its last timestamp; None: the store's clock."""
+    messages: ImportedMessages
+
+
+_ROLES: Final[frozenset[object]] = frozenset(role.value for role in Role)
+_STATUSES: Final[Mapping[object, Status]] = {status.value: status for status in Status}
+
+
+def read_plain(
+    record: object, conversation_fields: frozenset[str], message_fields: frozenset[str]
+) -> ImportedConversation | None:
+    """Read a record that is acceptable beyond doubt; return None where a closer look is needed."""
+    if type(record) is not dict:
+        return None
+    values = cast("dict[str, Any]", record)
+    try:
+        if not conversation_fields.issuperset(values):
+            return None
+        messages = _plain_messages(values["messages"], message_fields)
+        start_time = _plain_time(values.get("start_time"))
+        last_activity = _plain_time(values.get("last_activity"))
+        [metadata] = _plain_jsons([values], "metadata", {"metadata"})
+        status = _STATUSES[values.get("status", Status.ACTIVE.value)]
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+        return None
+    names = [values.get(name) for name in ("user_id", "session_id")]
+    references = [values.get(name) for name in ("rescue_id", "intent_type", "source")]
+    if not all(map(_is_plain_name, names)) or not all(
+        reference is None or _is_plain_name(reference) for reference in references
+    ):
+        return None
+    timestamps = messages.timestamps
+    times = [time for time in (start_time, *timestamps, last_activity) if time is not None]
+    if times != sorted(times):
+        return None
+    return ImportedConversation(
+        user_id=values["user_id"],
+        session_id=values["session_id"],
+        rescue_id=values.get("rescue_id"),
+        intent_type=values.get("intent_type"),
+        source=values.get("source"),
+        metadata=metadata,
+        status=status,
+        start_time=start_time or (timestamps[0] if timestamps else None),
+        last_activity=last_activity or (timestamps[-1] if timestamps else None),
+        messages=messages,
+    )
+
+
+def _plain_messages(value: object, known: frozenset[str]) -> ImportedMessages:
+    """Return the columns of plain messages; raise one of the errors above where they are not."""
+    if type(value) is not list:
+        raise TypeError
+    messages = cast("list[dict[str, Any]]", value)
+    if not messages:
+        return _NO_MESSAGES
+    _check_types(messages, dict)
+    fields = set(chain.from_iterable(messages))
+    roles = [message["role"] for message in messages]
+    contents = [message["content"] for message in messages]
+    intent_types = [message.get("intent_type") for message in messages]
+    _check_types(roles, str)
+    _check_types(contents, str)
+    together = "".join(contents) if sum(map(len, contents)) <= MAX_PLAIN_CHARACTERS else "\0"
+    if (
+        not (known.issuperset(fields) and _ROLES.issuperset(roles) and is_storable(together))
+        or not all(map(_is_plain_name, {*intent_types} - {None}))
+        or ("position" in fields and not _are_counted(messages))
+    ):
+        raise ValueError
+    timestamps: list[datetime] = []
+    if "timestamp" in fields:
+        given = [message.get("timestamp") for message in messages]
+        if given.count(None) != len(given):
+            timestamps = _plain_times(given)
+    return ImportedMessages(
+        roles=roles,
+        contents=contents,
+        intent_types=intent_types,
+        slots=_plain_jsons(messages, "slots", fields),
+        metadata=_plain_jsons(messages, "metadata", fields),
+        timestamps=timestamps,
+    )
+
+
+_NO_MESSAGES: Final = ImportedMessages(
+    roles=(), contents=(), intent_types=(), slots=(), metadata=(), timestamps=()
+)
+
+
+def _check_types(values: Iterable[object], kind: type) -> None:
+    if set(map(type, values)) != {kind}:
+        raise TypeError
+
+
+def _is_plain_name(value: object) -> bool:
+    return type(value) is str and 0 < len(value) <= MAX_NAME_LENGTH and is_storable(value)
+
+
+def _are_counted(messages: Sequence[Mapping[str, Any]]) -> bool:
+    positions = [message["position"] for message in messages]
+    _check_types(positions, int)
+    return positions == list(range(1, len(messages) + 1))
+
+
+def _plain_jsons(
+    messages: Sequence[Mapping[str, Any]], name: str, fields: set[str]
+) -> Sequence[str | None]:
+    if name not in fields:
+        return [None] * len(messages)
+    objects = [message.get(name) for message in messages]
+    texts = [None if value is None else dump_plain(value) for value in objects]
+    if texts.count(None) != objects.count(None):
+        raise ValueError
+    return texts
+
+
+def _plain_time(value: Any) -> datetime | None:
+    return None if value is None else _plain_times([value])[0]
+
+
+def _plain_times(values: list[Any]) -> list[datetime]:
+    """Return times that say that they are in UTC."""
+    _check_types(values, str)
+    times = list(map(datetime.fromisoformat, values))
+    if any(time.tzinfo is not UTC for time in times):
+        raise ValueError
+    return times
