@@ -1,0 +1,185 @@
+"""Where the CPU of a call goes: `python -m benchmarks.overhead`.
+
+Each service function is called many times under the profiler, and the time spent in Python and C
+code is put to the account of who it belongs to: the driver, its pool, the event loop, the layers
+of this package. The profiler makes many small functions dearer than they are, so only the shares
+say something; what a call costs in all, and beside the bare statement, is measured without it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import cProfile
+import itertools
+import json
+import pstats
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+from conversation_store import (
+    ConversationStore,
+    MessageDraft,
+    append_messages,
+    latest_messages,
+    list_conversations,
+    start_conversation,
+)
+
+from .dialogues import PROJECT, read_dialogues
+from .durable_server import durable_server
+from .machine import machine, occasion
+
+Call: TypeAlias = Callable[[], Awaitable[Any]]
+
+OWNERS: Final = {
+    "/psycopg_pool/": "pool",
+    "/psycopg/": "driver",
+    "/asyncio/": "event loop",
+    "/selectors.py": "event loop",
+    "/conversation_store/service_layer/": "unit of work",
+    "/conversation_store/domain/": "checks of the domain",
+    "/conversation_store/adapters/postgres/rows.py": "rows to entities",
+    "/conversation_store/adapters/": "adapter",
+    "/src/service_layer/": "unit of work",
+    "/src/domain/": "checks of the domain",
+    "/src/adapters/postgres/rows.py": "rows to entities",
+    "/src/adapters/": "adapter",
+    "/json/": "JSON",
+}
+"""Whose a file is, by a part of its name; the first that fits."""
+
+WAITING: Final = frozenset({"poll", "select"})
+"""Functions that wait for the server: no CPU of ours."""
+
+
+def owner_of(file: str, name: str) -> str | None:
+    """Return to whose account a function goes; None: it is built in, and goes to its callers'."""
+    if name.startswith("<method ") and any(f"'{each}'" in name for each in WAITING):
+        return "waiting"
+    if file == "~":
+        return None
+    if "attrs generated" in file:
+        return "checks of the domain"
+    return next((owner for part, owner in OWNERS.items() if part in file), "the rest")
+
+
+def shares(profile: cProfile.Profile) -> dict[str, float]:
+    """Return the part of the CPU of each owner; what is built in goes to who called it."""
+    seconds: Counter[str] = Counter()
+    stats: dict[Any, Any] = pstats.Stats(profile).stats  # type: ignore[attr-defined]
+    for (file, _, name), (_, _, own_time, _, callers) in stats.items():
+        owner = owner_of(file, name)
+        if owner is not None:
+            seconds[owner] += own_time
+            continue
+        for (caller_file, _, caller_name), (_, _, time_for_it, _) in callers.items():
+            seconds[owner_of(caller_file, caller_name) or "the rest"] += time_for_it
+    del seconds["waiting"]
+    whole = sum(seconds.values())
+    return {owner: round(part / whole, 3) for owner, part in seconds.most_common()}
+
+
+async def profiled(call: Call, times: int) -> dict[str, float]:
+    """Call something many times, warmed up, and return where its CPU went."""
+    for _ in range(min(times, 50)):
+        await call()
+    profile = cProfile.Profile()
+    profile.enable()
+    for _ in range(times):
+        await call()
+    profile.disable()
+    return shares(profile)
+
+
+async def calls_of(store: ConversationStore) -> dict[str, Call]:
+    """Return the service functions that are looked at, with something to work on."""
+    dialogues = read_dialogues()
+    turns = (
+        [MessageDraft(role=role, content=content) for role, content in turn]
+        for turn in dialogues.turns()
+    )
+    numbers = itertools.count()
+    uow = store.unit_of_work()
+    written, _ = await start_conversation(uow, user_id="u", session_id="written")
+    read, _ = await start_conversation(uow, user_id="u", session_id="read")
+    said = [MessageDraft(role=role, content=text) for role, text in dialogues.long(1000)]
+    await append_messages(uow, conversation_id=read.id, drafts=said)
+    for number in range(20):
+        await start_conversation(uow, user_id="listed", session_id=f"s-{number}")
+
+    async def start() -> None:
+        drafts = next(turns)[:1]
+        session = f"s-{next(numbers)}"
+        uow = store.unit_of_work(user_id="u")
+        await start_conversation(uow, session_id=session, drafts=drafts)
+
+    async def append() -> None:
+        uow = store.unit_of_work()
+        await append_messages(uow, conversation_id=written.id, drafts=next(turns))
+
+    async def latest() -> None:
+        await latest_messages(store.unit_of_work(), conversation_id=read.id, limit=50)
+
+    async def read_all() -> None:
+        await latest_messages(store.unit_of_work(), conversation_id=read.id, limit=1000)
+
+    async def list_() -> None:
+        await list_conversations(store.unit_of_work(user_id="listed"), limit=20)
+
+    return {
+        "start_conversation": start,
+        "append_messages, a turn": append,
+        "latest_messages, 50": latest,
+        "latest_messages, 1,000": read_all,
+        "list_conversations, 20": list_,
+    }
+
+
+async def look(dsn: str, times: int) -> dict[str, dict[str, float]]:
+    """Return where the CPU goes, by service function."""
+    async with ConversationStore.connect(dsn, min_size=1, max_size=1) as store:
+        await store.migrate()
+        return {
+            name: await profiled(call, max(10, times // (20 if "1,000" in name else 1)))
+            for name, call in (await calls_of(store)).items()
+        }
+
+
+def main() -> None:
+    """Measure, and write the results."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.overhead", description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--out", type=Path, default=PROJECT / "benchmarks/results/overhead.json")
+    arguments = parser.parse_args()
+    times = 300 if arguments.quick else 3000
+    with durable_server() as dsn:
+        found = asyncio.run(look(dsn, times))
+    results = {**occasion(0), "machine": machine(), "calls": times, "shares": found}
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+    print(table(results))
+
+
+def table(results: dict[str, Any]) -> str:
+    """Return the results as a Markdown table."""
+    shares_of: dict[str, dict[str, float]] = results["shares"]
+    owners = Counter[str]()
+    for parts in shares_of.values():
+        owners.update(parts)
+    names = [owner for owner, _ in owners.most_common()]
+    lines = [
+        f"| call | {' | '.join(names)} |",
+        f"|---|{'---:|' * len(names)}",
+        *(
+            f"| {call} | {' | '.join(f'{parts.get(owner, 0):.0%}' for owner in names)} |"
+            for call, parts in shares_of.items()
+        ),
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
