@@ -14,7 +14,9 @@ from .measuring import spread
 from .rounds import failure
 from .scenarios import Stage
 
-_FIRST = 20  # conversations, to see how fast it is
+_FAST = 1000  # messages a second: then a few more conversations tell better
+_MORE = 50
+_FIRST = 2  # conversations, to see how fast it is
 
 
 async def load_in_rounds(
@@ -28,6 +30,8 @@ async def load_in_rounds(
         try:
             await _load(stage, _FIRST)
             messages_a_second, _ = await _load(stage, _FIRST)
+            if messages_a_second > _FAST:
+                messages_a_second, _ = await _load(stage, _MORE)
         except CannotDoError as error:
             cannot[key] = str(error)
         except Exception as error:  # noqa: BLE001 - it is that contender's result

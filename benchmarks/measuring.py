@@ -74,6 +74,26 @@ async def measure(operation: Operation, *, tasks: int, seconds: float) -> Slice:
     return Slice(latencies, clock() - begin, time.process_time() - cpu)
 
 
+async def warm_up(operation: Operation, *, tasks: int, times: int, seconds: float) -> float:
+    """Do it so often in each task, or for so long; return the seconds of CPU of one operation."""
+    done = 0
+    deadline = time.perf_counter() + seconds
+    cpu = time.process_time()
+
+    async def one_after_another(task: int) -> None:
+        nonlocal done
+        for _ in range(times):
+            await operation(task)
+            done += 1
+            if time.perf_counter() >= deadline:
+                return
+
+    async with asyncio.TaskGroup() as group:
+        for task in range(tasks):
+            group.create_task(one_after_another(task))
+    return (time.process_time() - cpu) / done
+
+
 def percentile(values: Iterable[float], part: float) -> float:
     """Return the value below which this part of all values lies."""
     ordered = sorted(values)

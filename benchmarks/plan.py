@@ -13,12 +13,12 @@ class Plan:
 
     name: str
     tasks: tuple[int, ...] = (1, 16, 128)
+    tasks_behind_proxy: tuple[int, ...] = (1, 16, 128)
     connections: int = 16
     """In each contender's pool, however many tasks there are."""
     rounds: int
     """How often each contender has a slice of each scenario, if it is not too slow."""
     slice_seconds: float
-    warm_up_seconds: float
     drain_seconds: float
     """A scenario is left out for who would need longer for one operation of each task."""
     seed_seconds: float
@@ -31,7 +31,7 @@ class Plan:
     """Messages of the conversation that is read."""
     bulk_seconds: float
     writers: int = 16
-    turns_of_a_writer: int
+    writer_seconds: float
     lengths: tuple[int, ...]
     """Of the conversations over which growth is measured."""
 
@@ -40,35 +40,36 @@ FULL: Final = Plan(
     name="full",
     rounds=5,
     slice_seconds=0.3,
-    warm_up_seconds=0.1,
     drain_seconds=3,
     seed_seconds=20,
     conversations=100_000,
     bulk_seconds=1.5,
-    turns_of_a_writer=15,
+    writer_seconds=1,
     lengths=(10, 100, 1_000, 10_000, 100_000),
 )
 
 QUICK: Final = Plan(
     name="quick",
+    tasks_behind_proxy=(1,),
     rounds=3,
     slice_seconds=0.06,
-    warm_up_seconds=0.03,
     drain_seconds=0.5,
     seed_seconds=1.5,
+    read=300,
+    listed=200,
     conversations=5_000,
     bulk_seconds=0.2,
-    turns_of_a_writer=5,
+    writer_seconds=0.2,
     lengths=(10, 100, 1_000),
 )
 
 TINY: Final = Plan(
     name="tiny",
     tasks=(1, 4),
+    tasks_behind_proxy=(1, 4),
     connections=4,
     rounds=2,
     slice_seconds=0.02,
-    warm_up_seconds=0.01,
     drain_seconds=5,
     seed_seconds=5,
     listed=30,
@@ -76,7 +77,7 @@ TINY: Final = Plan(
     read=100,
     bulk_seconds=0.05,
     writers=4,
-    turns_of_a_writer=3,
+    writer_seconds=0.05,
     lengths=(10, 100),
 )
 """For the tests: what is looked at is what was stored and read, not how long it took."""

@@ -7,7 +7,7 @@ round, to the limit's slice of that very round, and the median of these ratios i
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from attrs import define, field
@@ -36,34 +36,26 @@ class Course:
 async def run_rounds(
     operations: Mapping[str, Operation], *, tasks: int, plan: Plan, chance: random.Random
 ) -> dict[str, Course]:
-    """Measure operations by key of the contender: warm up, then rounds."""
+    """Measure operations, which are warm, by key of the contender."""
     courses = {key: Course(operation) for key, operation in operations.items()}
-    for course in courses.values():
-        await _guarded(course, lambda c: _warm_up(c, tasks, plan))
     budget = plan.rounds * plan.slice_seconds * 1.5
     for number in range(plan.rounds):
         order = [key for key, course in courses.items() if course.cannot is None]
         chance.shuffle(order)
         for key in order:
             if courses[key].used < budget or key == LIMIT:
-                await _guarded(courses[key], lambda c, n=number: _slice(c, n, tasks, plan))
+                await _slice(courses[key], number, tasks, plan)
     return courses
 
 
-async def _warm_up(course: Course, tasks: int, plan: Plan) -> None:
-    await measure(course.operation, tasks=tasks, seconds=plan.warm_up_seconds)
-
-
 async def _slice(course: Course, number: int, tasks: int, plan: Plan) -> None:
-    course.slices[number] = await measure(course.operation, tasks=tasks, seconds=plan.slice_seconds)
-
-
-async def _guarded(course: Course, work: Callable[[Course], Any]) -> None:
-    """Note an error of a contender, so that the others go on."""
+    """Measure one slice, or note the error of that contender, so that the others go on."""
     try:
-        await work(course)
+        measured = await measure(course.operation, tasks=tasks, seconds=plan.slice_seconds)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is that contender's result
         course.cannot = failure(error)
+    else:
+        course.slices[number] = measured
 
 
 def failure(error: BaseException) -> str:

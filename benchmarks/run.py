@@ -17,11 +17,11 @@ from .contenders.registry import LIMIT, ContenderType, version_of
 from .delaying_proxy import DelayingProxy
 from .dialogues import Dialogues
 from .durable_server import settings_of
-from .growth import grow
+from .growth import Growth
 from .machine import machine, occasion
 from .plan import Plan
 from .rounds import failure, figures, run_rounds
-from .scenarios import SCENARIOS, Stage, count_round_trips
+from .scenarios import COUNTED_CONNECTIONS, SCENARIOS, Stage, count_round_trips
 from .writers import write_at_once
 
 _DELAY = 0.001  # seconds that the proxy adds to a round trip, as ordered; what it is, is measured
@@ -84,7 +84,7 @@ class Run:
                 await stage.prepare()
                 self._say(f"  {stage.key}: {stage.among} conversations {stage.cannot or ''}")
             if "cells" in parts:
-                await self._measure_cells(scenarios, "loopback")
+                await self._measure_cells(scenarios, "loopback", self._plan.tasks)
             if "bulk" in parts:
                 self.report("bulk")
                 self.results["bulk"] = await load_in_rounds(
@@ -94,18 +94,21 @@ class Run:
                 await self._measure_writers()
             if "growth" in parts:
                 self.report("growth")
-                self.results["growth"] = await grow(self._stages, chance=self._chance)
+                self.results["growth"] = await Growth(
+                    self._stages, self._plan, self._chance
+                ).measure()
         self.results["among"] = {key: stage.among for key, stage in self._stages.items()}
         upstream = conninfo_to_dict(self._dsn)
         host, port = str(upstream.get("host") or "127.0.0.1"), int(upstream.get("port") or 5432)
         with DelayingProxy(host, port) as proxy:
             dsn = make_conninfo(self._dsn, host="127.0.0.1", port=proxy.port, sslmode="disable")
-            async with self._opened(dsn):
+            async with self._opened(dsn, COUNTED_CONNECTIONS):
                 await self._count(scenarios, proxy)
-                proxy.delay(_DELAY)
-                self.results["added_ms"] = round(await self._added(dsn) * 1e3, 3)
-                if "cells" in parts:
-                    await self._measure_cells(scenarios, "proxy")
+            proxy.delay(_DELAY)
+            self.results["added_ms"] = round(await self._added(dsn) * 1e3, 3)
+            if "cells" in parts:
+                async with self._opened(dsn):
+                    await self._measure_cells(scenarios, "proxy", self._plan.tasks_behind_proxy)
         self.results["seconds"] = round(time.monotonic() - self._began)
 
     def report(self, what: str) -> None:
@@ -113,12 +116,13 @@ class Run:
         self._say(f"[{time.monotonic() - self._began:5.0f} s] {what}")
 
     @asynccontextmanager
-    async def _opened(self, dsn: str) -> AsyncIterator[None]:
+    async def _opened(self, dsn: str, connections: int | None = None) -> AsyncIterator[None]:
         opened: list[Stage] = []
         try:
             for key, stage in self._stages.items():
                 stage.contender = self._contenders[key]()
-                await stage.contender.open(dsn, connections=self._plan.connections)
+                await stage.contender.open(dsn, connections=connections or self._plan.connections)
+                stage.cpu.clear()
                 opened.append(stage)
             gc.collect()
             gc.freeze()  # the modules of one contender are no work for the garbage of another
@@ -127,15 +131,17 @@ class Run:
             for stage in opened:
                 await stage.contender.close()
 
-    async def _measure_cells(self, scenarios: list[str], network: str) -> None:
+    async def _measure_cells(
+        self, scenarios: list[str], network: str, all_tasks: tuple[int, ...]
+    ) -> None:
         for scenario in scenarios:
             for stage in self._stages.values():
-                if scenario not in stage.cannot and scenario not in stage.cpu:
+                if scenario not in stage.cannot:
                     try:
-                        await stage.size_up(scenario)
+                        await stage.warm_up(scenario)
                     except Exception as error:  # noqa: BLE001 - it is that contender's result
                         stage.cannot[scenario] = failure(error)
-            for tasks in self._plan.tasks:
+            for tasks in all_tasks:
                 self.report(f"{network}: {SCENARIOS[scenario]}, {tasks} at once")
                 await self._measure_cell(scenario, network, tasks)
 

@@ -11,7 +11,7 @@ from attrs import define, field
 
 from .contenders.contender import CannotDoError, Contender, Handle
 from .dialogues import Dialogues
-from .measuring import Operation, measure
+from .measuring import Operation, warm_up
 from .plan import Plan
 from .rounds import failure
 
@@ -19,6 +19,7 @@ LISTED: Final = "the one with many"
 """The user whose conversations are listed."""
 _OTHERS: Final = 100  # conversations of each other user, when they are listed
 _SEED_BATCH: Final = 1000
+_WARM: Final = 8  # psycopg prepares a statement at its sixth use, on each connection
 _LATEST: Final = 50
 _RECENT: Final = 20
 
@@ -39,7 +40,7 @@ class Stage:
     """Conversations there are when the user's are listed."""
     numbers: itertools.count[int] = field(factory=itertools.count)
     cpu: dict[str, float] = field(factory=dict)
-    """Seconds of CPU that one operation took alone, by scenario."""
+    """Seconds of CPU that one operation took, by scenario that is warm."""
 
     async def prepare(self) -> None:
         """Store what the scenarios read and append to, and see that it is read as it was said."""
@@ -79,6 +80,7 @@ class Stage:
         first = self.dialogues.texts[0][:1]
         began = time.perf_counter()
         plan = self.plan
+        await self.contender.list_recent(LISTED, _RECENT)  # or there is no need to fill anything
         while self.among < plan.conversations:
             end = min(self.among + min(_SEED_BATCH, plan.listed), plan.conversations)
             batch = [
@@ -131,11 +133,17 @@ class Stage:
             return None
         return f"left out: {tasks} at once take {seconds:.0f} s of CPU"
 
-    async def size_up(self, scenario: str) -> None:
-        """Do it a few times, so that it is known how much it is."""
-        few = await measure(self.operation(scenario, 1), tasks=1, seconds=0.02)
-        self.cpu[scenario] = few.cpu
+    async def warm_up(self, scenario: str) -> None:
+        """Do it on each connection, until its statements are prepared there; see how much it is."""
+        tasks = self.plan.connections
+        operation = self.operation(scenario, tasks)
+        self.cpu[scenario] = await warm_up(
+            operation, tasks=tasks, times=_WARM, seconds=self.plan.drain_seconds
+        )
 
+
+COUNTED_CONNECTIONS: Final = 2
+"""When round trips are counted: few, for pools give the one that has rested longest."""
 
 SCENARIOS: Final[dict[str, str]] = {
     "start": "start a conversation with a first message",
@@ -156,7 +164,7 @@ async def count_round_trips(
     operation = stage.operation(scenario, 1)
     counted = []
     try:
-        for _ in range(12):  # psycopg prepares a statement at its sixth use, on each connection
+        for _ in range(_WARM * COUNTED_CONNECTIONS):
             await operation(0)
         for _ in range(5):
             begin()

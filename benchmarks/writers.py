@@ -29,27 +29,31 @@ class Polls:
 
 
 async def write_at_once(contender: Contender, name: str, plan: Plan) -> dict[str, Any]:
-    """Let writers append turns to one conversation; return speed and counts."""
+    """Let writers append turns to one conversation for a while; return speed and counts."""
     handle = await contender.start("writers", name, ("user", "We begin."))
     polls = Polls()
     latencies: list[float] = []
-    written = [0]
+    busy = set(range(plan.writers))
 
     async def write(writer: int) -> None:
-        for number in range(plan.turns_of_a_writer):
+        for number in itertools.count():
             turn = [("user", f"{writer}/{number} asks"), ("assistant", f"{writer}/{number} says")]
             began = time.perf_counter()
             await contender.append_turn(handle, turn)
-            latencies.append(time.perf_counter() - began)
-        written[0] += 1
+            ended = time.perf_counter()
+            latencies.append(ended - began)
+            if ended >= deadline:
+                busy.discard(writer)
+                return
 
-    began, cpu = time.perf_counter(), time.process_time()
+    start = time.perf_counter()
+    deadline = start + plan.writer_seconds
     async with asyncio.TaskGroup() as group:
-        group.create_task(_poll(contender, handle, polls, lambda: written[0] == plan.writers))
+        group.create_task(_poll(contender, handle, polls, lambda: not busy))
         writers = [group.create_task(write(writer)) for writer in range(plan.writers)]
         await asyncio.gather(*writers)
-        seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-    turns = plan.writers * plan.turns_of_a_writer
+        seconds = time.perf_counter() - start
+    turns = len(latencies)
     said = contender.said(await contender.read_all(handle))[1:]
     return {
         "turns": turns,
