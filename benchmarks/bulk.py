@@ -47,9 +47,9 @@ async def load_in_rounds(
         for key in order:
             rates[key][number] = await _load(stages[key], sizes[key])
     results: dict[str, dict[str, Any]] = {key: {"cannot": why} for key, why in cannot.items()}
-    for key in sizes:
+    for key, size in sizes.items():
         results[key] = {
-            "conversations": sizes[key],
+            "conversations": size,
             "messages_per_second": round(spread([r for r, _ in rates[key].values()])[1]),
             "cpu_us": round(spread([cpu for _, cpu in rates[key].values()])[1] * 1e6, 1),
         }

@@ -17,6 +17,7 @@ _SHORT: Final = {
     "list": "list of 20",
 }
 Row = tuple[str, float | None, str, str]
+Panels = list[tuple[str, list[Row]]]
 
 
 def draw(data: dict[str, Any], plots: Plots) -> None:
@@ -42,12 +43,10 @@ def _rows(results: ContenderResults, cells: dict[str, dict[str, Any]], name: str
     ]
 
 
-def _panels(
-    results: ContenderResults, plots: Plots, file: str, title: str, panels: list[tuple[str, list[Row]]]
-) -> None:
+def _panels(results: ContenderResults, plots: Plots, file: str, title: str, panels: Panels) -> None:
     height = 1.3 + 0.34 * len(results.keys)
     figure, axes = plots.figure(2.6 + 2.3 * len(panels), height, len(panels), sharey=True)
-    for each, (name, rows) in zip(axes[0], panels, strict=True):
+    for each, (name, rows) in zip(axes, panels, strict=True):
         bars(each, name, rows)
     figure.suptitle(title, x=0.01, ha="left", fontsize=13)
     if any(value is None for _, rows in panels for _, value, *_ in rows):
@@ -97,20 +96,21 @@ def _turn(results: ContenderResults, plots: Plots) -> None:
         (f"p50 in ms, +{added} ms", _rows(results, times, "p50_ms")),
         (f"turns/s, {many} tasks", _rows(results, rates, "per_second")),
     ]
-    _panels(results, plots, "turn", f"A turn of two messages: round trips, time over a network of {added} ms, and speed", panels)
+    title = f"A turn of two messages: round trips, time over a network of {added} ms, and speed"
+    _panels(results, plots, "turn", title, panels)
 
 
 def _growth(results: ContenderResults, plots: Plots) -> None:
     figure, axes = plots.figure(11, 5, 2, sharey=True)
     colours = _line_colours(results)
     for each, (name, title) in zip(
-        axes[0], (("append", "a turn"), ("latest", "last 50 messages")), strict=True
+        axes, (("append", "a turn"), ("latest", "last 50 messages")), strict=True
     ):
         _lines(each, results, name, colours)
         each.set_title(title, loc="left", pad=8)
         each.set_xlabel("messages in the conversation")
-    axes[0][0].set_ylabel("p50, ms")
-    handles, labels = axes[0][0].get_legend_handles_labels()
+    axes[0].set_ylabel("p50, ms")
+    handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=10
     )

@@ -26,8 +26,7 @@ def text(data: dict[str, Any]) -> str:
         _versions(results),
         *_in_short(results),
         "### Round trips",
-        "How often a client waits for the server in one operation, once its statements are"
-        " prepared.",
+        "How often a client waits for the server in one operation, once it has run a few times.",
         picture("round-trips", "Round trips of each contender"),
         "### Time of one operation",
         picture("p50", "Median time of an operation, for each contender"),
@@ -69,16 +68,13 @@ def readme_block(data: dict[str, Any]) -> str:
                 _figure(alone, "cpu_us", " µs"),
             ]
         )
-    return "\n\n".join(
-        [
-            "![A turn: round trips, time over a network, turns a second]"
-            "(docs/benchmarks/turn.svg)",
-            table(head, rows),
-            f"PostgreSQL {data['server']['server_version'].split()[0]} with durable commits, "
-            f"{data['machine']['cores']} cores shared by client and server, {data['date']}. "
-            "All scenarios, machine and versions: [benchmarks](docs/benchmarks.md).",
-        ]
+    words = "A turn: round trips, time over a network, turns a second"
+    where = (
+        f"PostgreSQL {data['server']['server_version'].split()[0]} with durable commits,"
+        f" {data['machine']['cores']} cores shared by client and server, {data['date']}."
+        " All scenarios, machine and versions: [benchmarks](docs/benchmarks.md)."
     )
+    return "\n\n".join([f"![{words}](docs/benchmarks/turn.svg)", table(head, rows), where])
 
 
 def picture(name: str, what: str) -> str:
@@ -94,9 +90,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _circumstances(data: dict[str, Any]) -> str:
     machine, server = data["machine"], data["server"]
-    settings = ", ".join(f"`{name} = {server[name]}`" for name in server if name != "server_version")
+    settings = ", ".join(f"`{k} = {v}`" for k, v in server.items() if k != "server_version")
     return (
-        f"A {data['plan']} run of {data['date']}, at commit `{data['commit']}`, seed {data['seed']},"
+        f"A {data['plan']} run of {data['date']}, commit `{data['commit']}`, seed {data['seed']},"
         f" {data['seconds']} s long. {machine['cpu']}, {machine['cores']} cores,"
         f" {machine['memory_gb']} GB, {machine['system']}, Linux {machine['kernel']}; 8 kB are on"
         f" disk after {machine['flush_ms']} ms. Python {machine['python']}. PostgreSQL"
@@ -200,12 +196,16 @@ def _bulk(results: ContenderResults) -> Iterable[str]:
     rows = []
     for key in results.keys:
         row = results.data["bulk"].get(key, {"cannot": "not measured"})
-        cells = [
-            _figure(row, "messages_per_second"),
-            _figure(row, "cpu_us"),
-            _ratio(row, "ratio"),
-        ]
-        rows.append([_named(results, key), *(cells if "cannot" not in row else [row["cannot"], "", ""])])
+        cells = (
+            [row["cannot"], "", ""]
+            if "cannot" in row
+            else [
+                _figure(row, "messages_per_second"),
+                _figure(row, "cpu_us"),
+                _ratio(row, "ratio"),
+            ]
+        )
+        rows.append([_named(results, key), *cells])
     yield table(["", "messages/s", "CPU µs a message", "messages/s ×"], rows)
     yield "The limit here is COPY into both tables."
 
@@ -219,7 +219,8 @@ def _writers(results: ContenderResults) -> Iterable[str]:
         " question. Of the polls: how many showed something elsewhere than the poll before, and how"
         " many a part of a turn."
     )
-    head = ["", "turns/s", "p50 ms", "p99 ms", "lost", "doubled", "interleaved", "moved", "half turns"]
+    speeds = ["turns/s", "p50 ms", "p99 ms"]
+    head = ["", *speeds, "lost", "doubled", "interleaved", "moved", "half turns"]
     rows = []
     for key in results.keys:
         row = results.writers(key)

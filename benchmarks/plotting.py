@@ -56,7 +56,8 @@ class Plots:
                 "svg.hashsalt": "benchmarks",
             }
         )
-        return plt.subplots(1, columns, figsize=(width, height), squeeze=False, **options)
+        figure, axes = plt.subplots(1, columns, figsize=(width, height), squeeze=False, **options)
+        return figure, axes[0]
 
     def save(self, figure: Figure, name: str) -> None:
         """Save a figure as NAME.svg and NAME.png."""
@@ -65,9 +66,7 @@ class Plots:
         self.folder.mkdir(parents=True, exist_ok=True)
         options: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.2}
         about = {"Description": self.made_from}
-        figure.savefig(
-            self.folder / f"{name}.svg", metadata=about | {"Date": None}, **options
-        )
+        figure.savefig(self.folder / f"{name}.svg", metadata=about | {"Date": None}, **options)
         figure.savefig(self.folder / f"{name}.png", dpi=150, metadata=about, **options)
         plt.close(figure)
 
@@ -91,7 +90,8 @@ def bars(axes: Axes, title: str, rows: list[tuple[str, float | None, str, str]])
         )
     axes.set_title(title, loc="left", pad=8)
     axes.set_yticks(list(places), [name for name, *_ in rows])
-    for tick, (*_, colour) in zip(axes.get_yticklabels(), rows, strict=False):  # the first of several
+    # Only the first of several axes shows the names.
+    for tick, (*_, colour) in zip(axes.get_yticklabels(), rows, strict=False):
         if colour in {OURS, OURS_TOO}:
             tick.set_fontweight("bold")
     axes.tick_params(length=0)

@@ -128,6 +128,7 @@ class Run:
             gc.freeze()  # the modules of one contender are no work for the garbage of another
             yield
         finally:
+            gc.unfreeze()
             for stage in opened:
                 await stage.contender.close()
 

@@ -144,7 +144,7 @@ class BarePsycopgContender(Contender):
         return [(row[_ROLE], row[_CONTENT]) for row in messages]
 
     async def _page(self, handle: Handle, before: Int8, limit: Int8) -> list[Any]:
-        parameters = {
+        parameters: dict[str, object] = {
             "conversation_id": Int8(handle),
             "user_id": None,
             "before": before,
@@ -155,7 +155,8 @@ class BarePsycopgContender(Contender):
     async def _fetch(self, text: bytes, parameters: dict[str, object]) -> list[Any]:
         async with self._pool.connection() as connection:
             cursor = await connection.execute(text, parameters, binary=True)
-            return await cursor.fetchall()
+            rows: list[Any] = await cursor.fetchall()
+        return rows
 
     async def _take(self, count: int) -> range:
         """Take ids of the block that was drawn last, or of one that is drawn now."""

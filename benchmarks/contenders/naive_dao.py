@@ -127,7 +127,7 @@ class NaiveDaoContender(Contender):
             connection.cursor(row_factory=class_row(MessageRow)) as cursor,
         ):
             await cursor.execute(_LATEST, (handle, limit))
-            newest_first = await cursor.fetchall()
+            newest_first: list[MessageRow] = await cursor.fetchall()
         return newest_first[::-1]
 
     async def read_all(self, handle: Handle) -> Sequence[MessageRow]:
@@ -136,7 +136,8 @@ class NaiveDaoContender(Contender):
             connection.cursor(row_factory=class_row(MessageRow)) as cursor,
         ):
             await cursor.execute(_ALL, (handle,))
-            return await cursor.fetchall()
+            rows: list[MessageRow] = await cursor.fetchall()
+        return rows
 
     async def list_recent(self, user_id: str, limit: int) -> Sequence[ConversationRow]:
         async with (
@@ -144,7 +145,8 @@ class NaiveDaoContender(Contender):
             connection.cursor(row_factory=class_row(ConversationRow)) as cursor,
         ):
             await cursor.execute(_RECENT, (user_id, limit))
-            return await cursor.fetchall()
+            rows: list[ConversationRow] = await cursor.fetchall()
+        return rows
 
     async def load(self, conversations: Sequence[tuple[str, str, Sequence[Said]]]) -> list[Handle]:
         handles: list[Handle] = []
