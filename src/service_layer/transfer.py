@@ -196,7 +196,7 @@ async def export_conversations(
     Raises: InvalidConversation; StoreTimeout where the consumer takes longer with a record than the
     role may be idle in a transaction.
 
-    Round trips: 1 for every 1,000 messages, and 1 for its end.
+    Round trips: 1 for every 1,000 messages, and 2 for its begin and end.
     """
     async with uow:
         records = await uow.conversations.export(user_id)
