@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Awaitable, Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -151,10 +152,11 @@ class _Demo:
     async def _import(self, store: ConversationStore, file: str) -> None:
         with _step(self.console, f"imported {Path(file).name}") as step:
             with RecordReader.open(file) as records, Report("imported", records.size) as report:
+                users = records.users = Counter()
                 imported = await load(store, records, "error", report)
             step.details.append(counts(imported))
-        if records.users:  # the new conversation is one more of the user who has most
-            self.user = max(records.users, key=lambda user: records.users[user])
+        for user, _ in users.most_common(1):  # the new conversation is one more of this user
+            self.user = user
 
     async def _play(self, store: ConversationStore, wire: RoundTripCounter) -> Conversation:
         uow = store.unit_of_work(user_id=self.user)

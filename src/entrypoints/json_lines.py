@@ -9,8 +9,10 @@ import json
 import os
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Final, Self, cast
 
@@ -33,10 +35,12 @@ class RecordReader:
         """The line that was read last, from 1."""
         self.size = size
         """How many bytes there are to read, where that is known."""
-        self.users: dict[str, int] = {}
-        """How many records each user has, so far."""
+        self.users: Counter[str] | None = None
+        """How many records each user has, so far; counted where it is given a counter."""
         self._raw = raw
-        self._session_lines: dict[tuple[str, str], int] = {}
+        self._number = 0
+        self._unstored: dict[int, tuple[int, object]] = {}
+        """Number of a record: its line, and its user and session where it names them."""
 
     @classmethod
     @contextmanager
@@ -67,10 +71,10 @@ class RecordReader:
         if self._raw.peek(len(_GZIP))[: len(_GZIP)] == _GZIP:
             lines = gzip.GzipFile(fileobj=self._raw)
         try:
-            yield from lines
+            yield from chain(lines)  # without chain the generator would close the file
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             reason = f"the gzip file is damaged ({error})"
-            raise InvalidRecord(record=self.line + 1, field="record", reason=reason) from error
+            raise InvalidRecord(record=self._number + 1, field="record", reason=reason) from error
 
     def _parsed(self, line: bytes) -> Any:
         offset = None
@@ -84,30 +88,36 @@ class RecordReader:
             reason = "is JSON that nests too deep"
         except ValueError:
             reason = "holds a number that is too long"
-        raise InvalidRecord(record=self.line, field="record", reason=reason, offset=offset)
+        raise InvalidRecord(record=self._number + 1, field="record", reason=reason, offset=offset)
 
     def _remember(self, record: Any) -> None:
-        with suppress(AttributeError, KeyError, TypeError):  # whatever it is, the store refuses it
-            user_id, session_id = record["user_id"], record["session_id"]
-            self._session_lines[user_id, session_id] = self.line
-            self.users[user_id] = self.users.get(user_id, 0) + 1
+        self._number += 1
+        session = None
+        with suppress(KeyError, TypeError):  # whatever it is, the store refuses it
+            session = record["user_id"], record["session_id"]
+            if self.users is not None:
+                self.users[record["user_id"]] += 1
+        self._unstored[self._number] = self.line, session
 
     def position(self) -> int | None:
         """Return how many bytes were read, where the total is known."""
         return None if self.size is None else self._raw.tell()
 
-    def forget_sessions(self) -> None:
-        """Forget the sessions read so far: they are stored."""
-        self._session_lines.clear()
+    def forget(self, stored: ImportReceipt) -> None:
+        """Forget the records that were stored or skipped so far; what is read ahead stays."""
+        done = stored.conversations + stored.skipped
+        self._unstored = {n: place for n, place in self._unstored.items() if n > done}
 
     def place(self, error: ConversationStoreError) -> str:
         """Say what is wrong and in which line, for an error of an import of this stream."""
-        if isinstance(error, InvalidRecord):  # records are checked as soon as they are read
-            return f"line {self.line or 1}: {InvalidInput.__str__(error)}"
+        if isinstance(error, InvalidRecord):
+            line, _ = self._unstored.get(error.record, (self.line or 1, None))
+            return f"line {line}: {InvalidInput.__str__(error)}"
         if isinstance(error, DuplicateSession):
-            line = self._session_lines.get((error.user_id, error.session_id))
+            session = error.user_id, error.session_id
+            lines = [line for line, named in self._unstored.values() if named == session]
             return (
-                f"{f'line {line}: ' if line else ''}user {error.user_id!r} already has a "
+                f"{f'line {lines[-1]}: ' if lines else ''}user {error.user_id!r} already has a "
                 f"conversation for session {error.session_id!r} (--on-duplicate skip leaves "
                 "such records out)"
             )
@@ -120,7 +130,7 @@ async def load(
     """Import all records. Errors: CommandError, saying what was stored before."""
 
     def tell(so_far: ImportReceipt) -> None:
-        records.forget_sessions()
+        records.forget(so_far)
         report.tell(counts(so_far), records.position())
 
     try:

@@ -52,7 +52,7 @@ async def import_conversations(
     Nothing of the batch that failed is stored; `imported` of every ConversationStoreError raised
     here says what the batches before it have stored.
 
-    Round trips: 8 a batch, of at most 1,000 conversations; it may draw ids besides.
+    Round trips: 8 a batch, of at most 1,000 conversations or about 20,000 messages.
     """
     if on_duplicate not in get_args(OnDuplicate):
         reason = "must be 'error' or 'skip'"
@@ -196,7 +196,7 @@ async def export_conversations(
     Raises: InvalidConversation; StoreTimeout where the consumer takes longer with a record than the
     role may be idle in a transaction.
 
-    Round trips: 1 for every 1,000 messages, and 1 for its end.
+    Round trips: 1 for every 1,000 messages, and 2 for its begin and end.
     """
     async with uow:
         records = await uow.conversations.export(user_id)

@@ -45,7 +45,7 @@ async def sessions(uow: AsyncUnitOfWork) -> list[str]:
     return [r["session_id"] async for r in export_conversations(uow)]
 
 
-# Export ---------------------------------------------------------------------------------------------
+# Export -------------------------------------------------------------------------------------------
 
 
 async def test_an_export_is_one_snapshot(store: Any) -> None:
@@ -207,7 +207,7 @@ async def test_a_bad_user_is_told_when_the_first_record_is_asked_for(store: Any)
     await start_conversation(uow, user_id="u", session_id="a")
 
 
-# Import ---------------------------------------------------------------------------------------------
+# Import -------------------------------------------------------------------------------------------
 
 
 async def test_an_error_of_the_stream_keeps_what_was_read_whole_before(store: Any) -> None:

@@ -255,39 +255,54 @@ async def test_a_unit_in_a_hosts_transaction_is_one_round_trip(wired: Wired) -> 
     assert (wire.round_trips, wire.statements) == (1, 3)
 
 
-async def test_an_import_is_one_round_trip_a_batch(wired: Wired) -> None:
-    """1,200 conversations of 3 messages are 3 batches; ids are drawn besides."""
+async def test_an_import_is_eight_round_trips_a_batch(wired: Wired) -> None:
+    """2,400 conversations of 3 messages are 3 batches; the first may wait for ids twice.
+
+    BEGIN; SAVEPOINT with the look-up; ids; two COPYs of two trips each; COMMIT.
+    """
     records: list[Any] = [
         {
             "user_id": "u",
             "session_id": f"i-{number}",
             "messages": [{"role": "user", "content": "x"}] * 3,
         }
-        for number in range(1200)
+        for number in range(2400)
     ]
     wire = await counted(
         wired, lambda: import_conversations(wired.store.unit_of_work(), records=records)
     )
-    batches = [text for text in wire.texts if "ai_messages" in text]
-    assert len(batches) == 3
-    draws = [text for text in wire.texts if "nextval" in text]
-    assert len(batches) + len(draws) == wire.statements == wire.round_trips
-    assert len(draws) <= 6
+    draws = sum("nextval" in text for text in wire.texts)
+    assert sum(text.startswith("COPY") for text in wire.texts) == 6
+    assert wire.round_trips == 3 * 7 + draws
+    assert draws <= 2 * 3
+    skipped = await counted(
+        wired,
+        lambda: import_conversations(
+            wired.store.unit_of_work(), records=records, on_duplicate="skip"
+        ),
+    )
+    assert skipped.round_trips == 3 * 3
 
 
-async def test_an_export_is_one_round_trip_a_page(wired: Wired) -> None:
-    """120 conversations are 3 pages of 50, whatever their messages."""
-    for _ in range(119):
-        await start_conversation(
-            wired.store.unit_of_work(), user_id="u", session_id=wired.fresh(), drafts=turn(1)
-        )
+async def test_an_export_is_one_round_trip_a_chunk(wired: Wired) -> None:
+    """2,400 messages are 3 chunks of 1,000, in a transaction of 2 round trips more."""
+    records: list[Any] = [
+        {
+            "user_id": "v",
+            "session_id": f"e-{number}",
+            "messages": [{"role": "user", "content": "x"}] * 20,
+        }
+        for number in range(120)
+    ]
+    await import_conversations(wired.store.unit_of_work(), records=records)
 
     async def export() -> None:
-        uow = wired.store.unit_of_work()
+        uow = wired.store.unit_of_work(user_id="v")
         assert len([record async for record in export_conversations(uow)]) == 120
 
     wire = await counted(wired, export)
-    assert (wire.round_trips, wire.statements) == (3, 3)
+    assert sum(text.startswith("FETCH") for text in wire.texts) == 3
+    assert (wire.round_trips, wire.statements) == (5, 6)
 
 
 async def test_ids_are_drawn_once_a_block(wired: Wired) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING, Any, assert_type
 
 import conversation_store as cs
@@ -163,7 +164,7 @@ async def transfer(
 
     await cs.import_conversations(uow, records=stream, progress=report)
     exported = cs.export_conversations(uow, user_id="u")
-    assert_type(exported, AsyncIterator[cs.ConversationRecord])
+    assert_type(exported, AsyncGenerator[cs.ConversationRecord, None])
     async for record in exported:
         assert_type(record["messages"], list[cs.MessageRecord])
         assert_type(cs.dump_record(record), str)

@@ -166,11 +166,7 @@ def _note(texts: Texts, ids: Sequence[int], conversations: int) -> Statement[Non
 async def _copy(
     connection: Connection, text: bytes, types: Sequence[int], rows: Iterable[Row]
 ) -> None:
-    cursor = new_cursor(connection)
-    # Whatever the host made of these types on its connection.
-    cursor.adapters.register_dumper(str, StrBinaryDumper)
-    cursor.adapters.register_dumper(int, Int8BinaryDumper)
-    async with cursor.copy(text) as copy:
+    async with new_cursor(connection).copy(text) as copy:
         copy.set_types(types)
         for row in rows:
             await copy.write_row(row)

@@ -23,7 +23,6 @@ from .statement import (
     COMMIT,
     Command,
     CommandFailedError,
-    Cursor,
     Parameters,
     execute_together,
     new_cursor,
@@ -53,41 +52,34 @@ class _ServerCursor:
 
     connection: Connection
     name: bytes = field(init=False, factory=lambda: b"conversation_store_%d" % next(_numbers))
-    first: list[Row] | None = None
-    """What came with its opening and was not given yet."""
     is_over: bool = False
 
     async def open(self, text: bytes, parameters: Parameters, *before: Command) -> None:
-        """Open it and fetch the first rows: 1 round trip."""
+        """Open it: 1 round trip."""
         declare = Command(b"DECLARE " + self.name + b" NO SCROLL CURSOR FOR " + text, parameters)
-        cursors: list[Cursor] = []
         try:
-            await execute_together(
-                self.connection, cursors, [*before, declare, Command(self._fetch())]
-            )
+            await execute_together(self.connection, [], [*before, declare])
         except CommandFailedError as failure:
             raise translate(failure.error) from failure.error
-        self.first = await cursors[-1].fetchall()
 
     async def next_chunk(self) -> list[Row]:
-        """Fetch the next rows: 1 round trip."""
-        if self.first is not None:
-            rows, self.first = self.first, None
-        elif self.is_over:
+        """Fetch the next rows: 1 round trip.
+
+        A statement by itself, never one of a pipeline: after a pipeline the server does not count
+        how long the transaction is idle.
+        """
+        if self.is_over:
             return []
-        else:
-            check_usable(self.connection)
-            cursor = new_cursor(self.connection)
-            try:
-                await cursor.execute(self._fetch(), binary=True, prepare=False)
-            except psycopg.Error as error:
-                raise translate(error) from error
-            rows = await cursor.fetchall()
+        check_usable(self.connection)
+        cursor = new_cursor(self.connection)
+        try:
+            text = b"FETCH FORWARD %d FROM %b" % (CHUNK, self.name)
+            await cursor.execute(text, binary=True, prepare=False)
+        except psycopg.Error as error:
+            raise translate(error) from error
+        rows = await cursor.fetchall()
         self.is_over = len(rows) < CHUNK
         return rows
-
-    def _fetch(self) -> bytes:
-        return b"FETCH FORWARD %d FROM %b" % (CHUNK, self.name)
 
 
 @define(eq=False)
