@@ -1,6 +1,6 @@
 """How fast imports and exports are, and in what memory: against bare COPY and a bare cursor.
 
-    python -m benchmarks.bulk [--quick] [--out results.json]
+    python -m benchmarks.copying [--quick] [--out results.json]
 
 Starts a durable server of its own (fsync on, synchronous_commit on) and removes it. All contenders
 run on it in rounds of random order; what is reported are medians of the rounds, and the medians of
@@ -225,7 +225,7 @@ def peaks(dsn: str, count: int) -> dict[str, dict[str, int]]:
         with psycopg.connect(dsn, autocommit=True) as connection:
             connection.execute("TRUNCATE operational.ai_conversations CASCADE")
         for what in ("import", "export"):
-            command = [sys.executable, "-m", "benchmarks.bulk", "--grow", what]
+            command = [sys.executable, "-m", "benchmarks.copying", "--grow", what]
             out = subprocess.check_output([*command, str(size), dsn], text=True)
             found[what][name] = int(out)
     return found
