@@ -37,7 +37,7 @@ def axes_on_card(
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    style = {
+    style: dict[Any, Any] = {
         "figure.facecolor": CARD,
         "axes.facecolor": CARD,
         "axes.edgecolor": INK,

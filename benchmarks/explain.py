@@ -95,7 +95,8 @@ def total(plan: Plan, measure: str) -> int:
         and part["Subplan Name"].removeprefix("CTE ") not in read
     )
     found: int = plan[measure]
-    return found + sum(part[measure] for part in unread)
+    found += sum(part[measure] for part in unread)
+    return found
 
 
 def _nodes(plan: Plan) -> Iterator[Plan]:

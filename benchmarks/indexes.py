@@ -256,23 +256,15 @@ def hot_share(connection: Connection, trial: Trial) -> float:
         WHERE schemaname = %s AND relname = %s""",
         [trial.schema, TABLE],
     ).fetchall()
-    return round(hot / updated, 3)
+    share: float = round(hot / updated, 3)
+    return share
 
 
 def measured(dsn: str, size: Size, layouts: Sequence[Layout]) -> dict[str, Any]:
     """Measure all layouts."""
     trials = [Trial(layout, f"layout_{layout.name}") for layout in layouts]
     with psycopg.connect(dsn, autocommit=True) as connection:
-        for trial in trials:
-            asyncio.run(fresh(dsn, trial.schema))
-            if trial.layout.ddl:
-                connection.execute(trial.layout.ddl_in(trial.schema).encode())
-            for table in (TABLE, "ai_messages"):
-                off = f"ALTER TABLE {trial.schema}.{table} SET (autovacuum_enabled = off)"
-                connection.execute(off.encode())
-            seeded = seed_store(
-                dsn, trial.schema, messages=size.messages, conversations=size.conversations
-            )
+        [*_, seeded] = [_laid_out(connection, dsn, trial, size) for trial in trials]
         active = [
             row[0]
             for row in connection.execute(
@@ -301,6 +293,17 @@ def measured(dsn: str, size: Size, layouts: Sequence[Layout]) -> dict[str, Any]:
         "between_vacuums": size.between_vacuums,
         "layouts": [_summary(trial, trials[0]) for trial in trials],
     }
+
+
+def _laid_out(connection: Connection, dsn: str, trial: Trial, size: Size) -> Seeded:
+    """Make the tables of a layout and fill them; no autovacuum comes by."""
+    asyncio.run(fresh(dsn, trial.schema))
+    if trial.layout.ddl:
+        connection.execute(trial.layout.ddl_in(trial.schema).encode())
+    for table in (TABLE, "ai_messages"):
+        off = f"ALTER TABLE {trial.schema}.{table} SET (autovacuum_enabled = off)"
+        connection.execute(off.encode())
+    return seed_store(dsn, trial.schema, messages=size.messages, conversations=size.conversations)
 
 
 def _summary(trial: Trial, first: Trial) -> dict[str, Any]:

@@ -296,7 +296,8 @@ def _series(result: Mapping[str, Any], measure: str, kind: str) -> Iterator[tupl
 def main() -> None:
     """Measure, and keep the result and its plot."""
     given = parser_of("table_growth", "What operations cost while the tables grow.").parse_args()
-    sizes, size, rounds = SIZES, STORAGE_SIZE, TIMED
+    sizes: tuple[tuple[int, int], ...] = SIZES
+    size, rounds = STORAGE_SIZE, TIMED
     if given.quick:
         sizes, size, rounds = QUICK_SIZES, QUICK_SIZES[0], 20
     with server(given.dsn) as dsn:
