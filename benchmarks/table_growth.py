@@ -279,12 +279,17 @@ def plot(result: Mapping[str, Any], out: Path) -> None:
         for axes, (kind, measure, title) in zip(all_axes, panels, strict=True):
             lines(axes, sizes, dict(_series(result, measure, kind)), title)
             axes.set_xscale("log")
-            axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+            axes.set_xticks(sizes, [_short(size) for size in sizes])
             axes.minorticks_off()
             axes.set_xlabel("messages in the table")
             axes.set_ylim(bottom=0)
         handles, names = all_axes[0].get_legend_handles_labels()
         all_axes[0].figure.legend(handles, names, loc="outside lower center", ncols=5)
+
+
+def _short(number: int) -> str:
+    million = 1_000_000
+    return f"{number / million:g}M" if number >= million else f"{number / 1000:g}k"
 
 
 def _series(result: Mapping[str, Any], measure: str, kind: str) -> Iterator[tuple[str, list[Any]]]:
