@@ -5,6 +5,7 @@ python -m benchmarks.large_tables_page       # writes docs/large-tables.md
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -94,9 +95,9 @@ def _growth(result: Result) -> list[str]:
         lines += _table(head, rows)
     lines += [
         _prose("""
-            A B-tree grows by a level when its table grows a hundredfold or more: that is the
-            little that the numbers grow. The list of 20 meets a page more for each of its
-            conversations that lies on a page of its own."""),
+            What grows is the depth of the B-trees, by a page now and then. The list grows up
+            to a page for each conversation in it: in a small table several lie on one page, in
+            a large one each lies on its own."""),
         "",
         f"![Pages and times over the size of the table]({PICTURES}/table_growth.svg)",
         "",
@@ -128,7 +129,7 @@ def _storage(growth: Result, storage: Result) -> list[str]:
         "",
         _prose(f"""
             The words of a message are {first["content"]} bytes on average here; what is said to
-            a language model is longer, and comes on top byte for byte."""),
+            a language model is longer, and comes on top."""),
         "",
         *_table(head, rows),
         _prose(f"""
@@ -206,6 +207,12 @@ def _indexes(result: Result) -> list[str]:
             appends without a vacuum."""),
         "",
         *_table(head, rows),
+        _prose("""
+            With the hour, a list reads all conversations that its user was active in within
+            that hour: if all of them were, as after an import without times, as many pages as
+            without an index. A repeated list of a layout with times meets fewer pages than the
+            first: what the first found dead, the index no longer shows."""),
+        "",
         "Through `append_messages`, waiting for the disk:",
         "",
         *_table(["layout", "p50, one task", "p50, 16 tasks", "rate, 16 tasks"], waited),
@@ -269,9 +276,15 @@ def _measured_on(results: Mapping[str, Result]) -> list[str]:
 
 
 def main() -> None:
-    """Write the page."""
-    PAGE.write_text(page(read()), "utf-8")
-    print(f"written: {PAGE}")
+    """Write the page, or print it."""
+    parser = argparse.ArgumentParser(description="Make docs/large-tables.md from the results.")
+    parser.add_argument("--print", action="store_true", help="print it, write nothing")
+    text = page(read())
+    if parser.parse_args().print:
+        print(text, end="")
+    else:
+        PAGE.write_text(text, "utf-8")
+        print(f"written: {PAGE}")
 
 
 if __name__ == "__main__":

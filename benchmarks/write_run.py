@@ -275,11 +275,11 @@ def plot(result: Mapping[str, Any], out: Path) -> None:
 def main() -> None:
     """Run, and keep the result and its plot."""
     parser = parser_of("write_run", "A long run of writes, and whether autovacuum keeps up.")
-    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--minutes", type=float, help="10; a third of one with --quick")
     given = parser.parse_args()
-    size, seconds, every = SIZE, 60 * given.minutes, 5.0
-    if given.quick:
-        size, seconds, every = QUICK_SIZE, 20.0, 2.0
+    size = QUICK_SIZE if given.quick else SIZE
+    seconds = 60 * (given.minutes or (1 / 3 if given.quick else 10))
+    every = seconds / 10 if given.quick else 5.0
     with server(given.dsn) as dsn:
         result = {
             "about": about(dsn, given.note),

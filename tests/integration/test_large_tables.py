@@ -36,10 +36,10 @@ def run(name: str, *arguments: str) -> str:
     return done.stdout
 
 
-def result_of(name: str, database: str, folder: Path) -> Any:
+def result_of(name: str, database: str, folder: Path, *arguments: str) -> Any:
     """Run a measurement in its quick form, and return its result."""
     out = folder / f"{name}.json"
-    run(name, "--quick", "--dsn", database, "--out", str(out))
+    run(name, "--quick", "--dsn", database, "--out", str(out), *arguments)
     return json.loads(out.read_text("utf-8"))
 
 
@@ -147,8 +147,10 @@ def test_an_index_on_the_activity_makes_every_append_write_all_indexes(
     assert layouts["hour_90"]["hot_share"] > 0.5
     logged = {name: layout["log_of_an_append"]["records"] for name, layout in layouts.items()}
     assert logged["none_90"] == logged["hour_90"] == logged["today"] - 3
-    assert layouts["today"]["list_after_vacuum"]["1000 all"]["buffers"] < 100
-    assert layouts["none"]["list_after_vacuum"]["1000 all"]["buffers"] > 400
+    pages = {
+        name: layout["list_after_vacuum"]["1000 all"]["buffers"] for name, layout in layouts.items()
+    }
+    assert pages["none"] > 2 * pages["today"]
 
 
 def test_what_messages_take(database: str, tmp_path: Path) -> None:
@@ -163,7 +165,7 @@ def test_what_messages_take(database: str, tmp_path: Path) -> None:
 
 def test_a_run_of_writes_is_sampled(database: str, tmp_path: Path) -> None:
     """Every sample has latencies and the state of both tables, and what was done is stored."""
-    result = result_of("write_run", database, tmp_path)
+    result = result_of("write_run", database, tmp_path, "--minutes", "0.1")
     done = result["done"]
     [[messages, conversations]] = rows(
         database,
@@ -180,3 +182,10 @@ def test_a_run_of_writes_is_sampled(database: str, tmp_path: Path) -> None:
     assert messages == result["seeded_messages"] + 2 * done["append"] + done["start"]
     assert conversations == result["seeded_conversations"] + done["start"]
     assert result["summary"]["ai_conversations"]["hot_share"] == 0
+
+
+def test_the_page_says_what_was_measured() -> None:
+    """Nothing in docs/large-tables.md is typed by hand: it is what the kept results make."""
+    made = run("large_tables_page", "--print")
+
+    assert made == (PROJECT / "docs" / "large-tables.md").read_text("utf-8")
