@@ -187,17 +187,17 @@ def summary(taken: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     part = max(1, len(taken) // 5)
     early, late = taken[part : 2 * part], taken[-part:]
 
-    def median_of(some: Sequence[Mapping[str, Any]], name: str) -> float:
-        median: float = statistics.median(sample["append"][name] for sample in some)
-        return round(median, 3)
+    def compared(of: Callable[[Mapping[str, Any]], float]) -> dict[str, float]:
+        return {
+            "early": round(statistics.median(map(of, early)), 3),
+            "late": round(statistics.median(map(of, late)), 3),
+        }
 
     found: dict[str, Any] = {
-        "append_p50_ms": {"early": median_of(early, "p50_ms"), "late": median_of(late, "p50_ms")},
-        "append_p99_ms": {"early": median_of(early, "p99_ms"), "late": median_of(late, "p99_ms")},
-        "operations_per_second": {
-            "early": statistics.median(sample["operations_per_second"] for sample in early),
-            "late": statistics.median(sample["operations_per_second"] for sample in late),
-        },
+        "append_p50_ms": compared(lambda sample: sample["append"]["p50_ms"]),
+        "append_p99_ms": compared(lambda sample: sample["append"]["p99_ms"]),
+        "list_p50_ms": compared(lambda sample: sample["list"]["p50_ms"]),
+        "operations_per_second": compared(lambda sample: sample["operations_per_second"]),
     }
     for table in TABLES:
         states = [sample["tables"][table] for sample in taken]
@@ -213,7 +213,11 @@ def summary(taken: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "autovacuums": last["autovacuums"],
             "bytes_per_row": {
                 name: round((state["bytes_of_rows"] + state["bytes_of_indexes"]) / state["rows"], 1)
-                for name, state in (("first", first), ("last", last))
+                for name, state in (
+                    ("first", first),
+                    ("early", early[-1]["tables"][table]),
+                    ("last", last),
+                )
             },
         }
     return found
@@ -235,8 +239,6 @@ def plot(result: Mapping[str, Any], out: Path) -> None:
             name: [sample["append"][f"{name}_ms"] for sample in taken] for name in ("p50", "p99")
         }
         lines(times, minutes, latencies, f"An append, {result['tasks']} tasks [ms]")
-        times.set_yscale("log")
-        times.yaxis.set_major_formatter("{x:g}")
         dead_rows = {"dead rows": [n / 1000 for n in of("ai_conversations", "dead")]}
         lines(dead, minutes, dead_rows, "Dead rows of ai_conversations [thousands]")
         passes = of("ai_conversations", "autovacuums")
@@ -267,8 +269,7 @@ def plot(result: Mapping[str, Any], out: Path) -> None:
         for axes in all_axes:
             for line in axes.get_lines():
                 line.set_marker("")
-            if axes is not times:
-                axes.set_ylim(bottom=0)
+            axes.set_ylim(bottom=0)
             axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
