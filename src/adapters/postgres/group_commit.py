@@ -158,11 +158,16 @@ class GroupCommit:
         """Put the next flush together as soon as all that can run now has run."""
         if not self._waiting or self._is_due:
             return
-        loop = asyncio.get_running_loop()
         if self._away < MOST_AWAY:
             self._is_due = True
-            loop.call_soon(self._dispatch)
-        elif self._alone and self._patience is None:
+            asyncio.get_running_loop().call_soon(self._dispatch)
+        else:
+            self._be_patient()
+
+    def _be_patient(self) -> None:
+        """Wait a moment for turns that were sent alone: mostly they are back by then."""
+        if self._alone and self._patience is None:
+            loop = asyncio.get_running_loop()
             self._patience = loop.call_later(PATIENCE, self._stop_counting)
 
     def _stop_counting(self) -> None:
@@ -179,9 +184,10 @@ class GroupCommit:
         while self._away < MOST_AWAY:
             seats = self._choose()
             if not seats:
-                break
+                return  # all that wait, wait for a turn of their conversation, whose end calls them
             self._depart(seats)
-        self._call()
+        if self._waiting:
+            self._be_patient()
 
     def _choose(self) -> list[Seat]:
         """Take the next flush out of those who wait, in the order they came."""
