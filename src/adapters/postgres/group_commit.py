@@ -231,6 +231,8 @@ class GroupCommit:
             seat.flush = flush
             seat.called = seat.called or asyncio.get_running_loop().create_future()
         flush.task = asyncio.create_task(self._run(flush))
+        # By a callback: a task that is cancelled before it began runs nothing of its own.
+        flush.task.add_done_callback(lambda _: self._arrive(flush))
 
     def _go_together(self, seats: list[Seat]) -> bool:
         """Whether these are worth the statement for many; one turn has a shorter one."""
@@ -248,11 +250,6 @@ class GroupCommit:
         except FlushFailedError as failure:
             flush.failure = failure
             flush.outcome = failure.outcome
-        finally:
-            self._away -= 1
-            self._is_crowded = True
-            self._arrive(flush)
-            self._call()
 
     async def _send(self, seats: list[Seat]) -> None:
         try:
@@ -273,6 +270,8 @@ class GroupCommit:
 
     def _arrive(self, flush: Flush) -> None:
         """Tell the turns of a flush that ended; of those not placed, one a conversation goes on."""
+        self._away -= 1
+        self._is_crowded = True
         alone: set[int] = set()
         again: list[Seat] = []
         for seat in flush.seats:
@@ -287,6 +286,7 @@ class GroupCommit:
                 seat.flush = None
                 again.append(seat)
         self._waiting.extendleft(reversed(again))
+        self._call()
 
     async def _await_last_word(self, seat: Seat, flush: Flush) -> None:
         """Wait a moment for a flush; end it where nobody waits for it any more."""
