@@ -158,11 +158,16 @@ class GroupCommit:
         """Put the next flush together as soon as all that can run now has run."""
         if not self._waiting or self._is_due:
             return
-        loop = asyncio.get_running_loop()
         if self._away < MOST_AWAY:
             self._is_due = True
-            loop.call_soon(self._dispatch)
-        elif self._alone and self._patience is None:
+            asyncio.get_running_loop().call_soon(self._dispatch)
+        else:
+            self._be_patient()
+
+    def _be_patient(self) -> None:
+        """Wait a moment for turns that were sent alone: mostly they are back by then."""
+        if self._alone and self._patience is None:
+            loop = asyncio.get_running_loop()
             self._patience = loop.call_later(PATIENCE, self._stop_counting)
 
     def _stop_counting(self) -> None:
@@ -179,9 +184,10 @@ class GroupCommit:
         while self._away < MOST_AWAY:
             seats = self._choose()
             if not seats:
-                break
+                return  # all that wait, wait for a turn of their conversation, whose end calls them
             self._depart(seats)
-        self._call()
+        if self._waiting:
+            self._be_patient()
 
     def _choose(self) -> list[Seat]:
         """Take the next flush out of those who wait, in the order they came."""
@@ -225,6 +231,8 @@ class GroupCommit:
             seat.flush = flush
             seat.called = seat.called or asyncio.get_running_loop().create_future()
         flush.task = asyncio.create_task(self._run(flush))
+        # By a callback: a task that is cancelled before it began runs nothing of its own.
+        flush.task.add_done_callback(lambda _: self._arrive(flush))
 
     def _go_together(self, seats: list[Seat]) -> bool:
         """Whether these are worth the statement for many; one turn has a shorter one."""
@@ -242,11 +250,6 @@ class GroupCommit:
         except FlushFailedError as failure:
             flush.failure = failure
             flush.outcome = failure.outcome
-        finally:
-            self._away -= 1
-            self._is_crowded = True
-            self._arrive(flush)
-            self._call()
 
     async def _send(self, seats: list[Seat]) -> None:
         try:
@@ -267,6 +270,8 @@ class GroupCommit:
 
     def _arrive(self, flush: Flush) -> None:
         """Tell the turns of a flush that ended; of those not placed, one a conversation goes on."""
+        self._away -= 1
+        self._is_crowded = True
         alone: set[int] = set()
         again: list[Seat] = []
         for seat in flush.seats:
@@ -281,6 +286,7 @@ class GroupCommit:
                 seat.flush = None
                 again.append(seat)
         self._waiting.extendleft(reversed(again))
+        self._call()
 
     async def _await_last_word(self, seat: Seat, flush: Flush) -> None:
         """Wait a moment for a flush; end it where nobody waits for it any more."""
