@@ -34,6 +34,8 @@ test: $(VENV)/.test  ## run every test, on a real server
 
 bench: $(BENCH)/.bench  ## measure the store beside others, on a durable server: 20 minutes
 	@$(BENCH)/bin/python -m benchmarks $(if $(QUICK),--quick) $(ARGS)
+	@$(BENCH)/bin/python -m benchmarks.overhead $(if $(QUICK),--quick)
+	@$(BENCH)/bin/python -m benchmarks.copying $(if $(QUICK),--quick)
 	@$(BENCH)/bin/python -m benchmarks report
 
 bench-quick:  ## the same in three minutes, less exact

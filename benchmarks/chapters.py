@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from attrs import frozen
 
-from . import contender_plots, contender_tables
+from . import contender_plots, contender_tables, copying, overhead
 from .plotting import Plots
 
 Results = dict[str, Any]
@@ -33,6 +33,8 @@ class Chapter:
 
 CHAPTERS: Final = [
     Chapter("contenders.json", contender_tables.text, contender_plots.draw),
+    Chapter("overhead.json", overhead.text, lambda _results, _plots: None),
+    Chapter("copying.json", copying.text, lambda _results, _plots: None),
 ]
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, Final
 
 from .contender_results import Cell, ContenderResults, short
+from .markdown import table
 
 _OF: Final = {
     "start": "start a conversation with a first message",
@@ -80,12 +81,6 @@ def readme_block(data: dict[str, Any]) -> str:
 def picture(name: str, what: str) -> str:
     """Name a plot."""
     return f"![{what}](benchmarks/{name}.svg)"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Make a table; all columns but the first are of numbers."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _circumstances(data: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """How fast imports and exports are, and in what memory: against bare COPY and a bare cursor.
 
-    python -m benchmarks.copying [--quick] [--out results.json]
+    python -m benchmarks.copying [--quick] [--out FILE]
 
 Starts a durable server of its own (fsync on, synchronous_commit on) and removes it. All contenders
 run on it in rounds of random order; what is reported are medians of the rounds, and the medians of
@@ -20,7 +20,6 @@ import argparse
 import asyncio
 import gc
 import json
-import platform
 import random
 import resource
 import statistics
@@ -42,6 +41,10 @@ from conversation_store import (
 from conversation_store.adapters.postgres.embedded import EmbeddedPostgres
 from conversation_store.adapters.postgres.sql import Texts
 from conversation_store.domain.record import check_record
+
+from .dialogues import PROJECT
+from .machine import machine, occasion
+from .markdown import table
 
 SETTINGS: Final = {
     "fsync": "on",
@@ -244,9 +247,8 @@ def report(count: int, seconds: dict[str, list[tuple[float, float]]], memory: An
     """Print the results and return them."""
     messages = count * MESSAGES_A_RECORD
     result: dict[str, Any] = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "psycopg": psycopg.__version__,
+        **occasion(0),
+        "machine": machine(),
         "messages": messages,
         "rounds": len(seconds["import"]),
         "contenders": {},
@@ -277,7 +279,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="fewer messages and rounds")
-    parser.add_argument("--out", type=Path, help="file for the results as JSON")
+    parser.add_argument("--out", type=Path, default=PROJECT / "benchmarks/results/copying.json")
     parser.add_argument("--grow", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.grow:
@@ -290,8 +292,43 @@ def main() -> None:
         memory = peaks(server.dsn, memory_count)
         seconds = asyncio.run(measure(server.dsn, count, rounds))
     result = report(count, seconds, memory)
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+
+
+def text(results: dict[str, Any]) -> str:
+    """Make the chapter."""
+    contenders, ratios = results["contenders"], results["ratios"]
+    rows = [
+        [name, f"{each['messages_per_second']:,.0f}", f"{each['client_cpu_us']:.1f}"]
+        for name, each in contenders.items()
+    ]
+    peaks_of = [
+        [what, *(f"{sizes[size] / 1024:.0f}" for size in ("N", "10N"))]
+        for what, sizes in results["peak_kb"].items()
+    ]
+    parts = [
+        "## Imports and exports",
+        (
+            f"{results['messages']:,} messages in conversations of {MESSAGES_A_RECORD}, three of four"
+            f" with slots; medians of {results['rounds']} rounds. *bare COPY* sends tuples that are"
+            " ready, unchecked, into both tables in one transaction. *check only* reads the records and"
+            " sends nothing. *bare cursor* reads the same rows and drops them."
+        ),
+        table(["", "messages/s", "client CPU µs a message"], rows),
+        *(
+            f"- {name}: {ratio['median']:.2f} of the rate ({ratio['least']:.2f} …"
+            f" {ratio['most']:.2f})"
+            for name, ratio in ratios.items()
+        ),
+        "The most memory that a process had, in MB, for a stream and for one ten times as long:",
+        table(["", "N", "10 N"], peaks_of),
+        (
+            f"Measured on {results['date']}, Python {results['machine']['python']}, commit"
+            f" `{results['commit']}`."
+        ),
+    ]
+    return "\n\n".join(parts)
 
 
 if __name__ == "__main__":
