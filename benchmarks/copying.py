@@ -310,10 +310,10 @@ def text(results: dict[str, Any]) -> str:
     parts = [
         "## Imports and exports",
         (
-            f"{results['messages']:,} messages in conversations of {MESSAGES_A_RECORD}, three of four"
-            f" with slots; medians of {results['rounds']} rounds. *bare COPY* sends tuples that are"
-            " ready, unchecked, into both tables in one transaction. *check only* reads the records and"
-            " sends nothing. *bare cursor* reads the same rows and drops them."
+            f"{results['messages']:,} messages in conversations of {MESSAGES_A_RECORD}, three of"
+            f" four with slots; medians of {results['rounds']} rounds. *bare COPY* sends tuples"
+            " that are ready, unchecked, into both tables in one transaction. *check only* reads"
+            " the records and sends nothing. *bare cursor* reads the same rows and drops them."
         ),
         table(["", "messages/s", "client CPU µs a message"], rows),
         *(
