@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, suppress
-from typing import Final
+from typing import Any, Final
 
 import psycopg
 from psycopg import AsyncTransaction
 
+from ...domain.errors import CommitOutcomeUnknown
 from ...service_layer.unit_of_work import Outcome
 from .connections import Connection
-from .statement import Cursor, succeeded
+from .statement import Cursor, Statement, succeeded
 
 COMMIT_GRACE: Final = 1.0
 """Seconds that a cancelled unit waits to learn how its COMMIT ended."""
@@ -60,3 +62,15 @@ async def await_commit(task: asyncio.Task[bool | None]) -> Outcome:
         with suppress(asyncio.CancelledError):
             await asyncio.wait([task], timeout=CANCEL_GRACE)
     return Outcome.UNKNOWN
+
+
+def commit_lost(error: psycopg.Error, sent: Sequence[Statement[Any]]) -> CommitOutcomeUnknown:
+    """Return what a unit raises whose COMMIT was lost: it names what can be looked for."""
+    existing = [s.conversation_id for s in sent if s.conversation_id is not None]
+    return CommitOutcomeUnknown(
+        reason="the connection was lost while the unit of work was committed",
+        sqlstate=error.sqlstate,
+        conversation_ids=(*existing, *(i for s in sent for i in s.ids[: s.new_conversations])),
+        message_ids=tuple(i for s in sent for i in s.ids[s.new_conversations :]),
+        request_ids=tuple(s.request_id for s in sent if s.request_id is not None),
+    )

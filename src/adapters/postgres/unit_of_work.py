@@ -22,7 +22,6 @@ from psycopg import AsyncTransaction
 from psycopg.pq import TransactionStatus
 
 from ...domain.errors import (
-    CommitOutcomeUnknown,
     ConversationStoreError,
     StoreUnavailable,
     UnitOfWorkMisuse,
@@ -37,7 +36,7 @@ from ...service_layer.script import (
 )
 from ...service_layer.unit_of_work import MAX_SENDS, AsyncUnitOfWork, Outcome
 from .bulk import OpenTransaction
-from .commit import await_commit, begin_commit, judge_interrupted
+from .commit import await_commit, begin_commit, commit_lost, judge_interrupted
 from .connections import (
     Connection,
     Connections,
@@ -131,16 +130,13 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
         return await StreamInside.open(held, check, self._fail_reading, text, parameters)
 
     async def _fail_reading(self, error: BaseException) -> None:
+        opened = [block for block in self._blocks if block.opened]
         if self._blocks:
-            await self._fail(self._last_opened(), error)
+            await self._fail(opened[-1] if opened else self._blocks[0], error)
 
     def transaction(self) -> OpenTransaction:
         """Give what is needed of the transaction that is open."""
         return OpenTransaction(self._held(), self._draw_ids, self._sent)
-
-    def _last_opened(self) -> Block:
-        opened = [block for block in self._blocks if block.opened]
-        return opened[-1] if opened else self._blocks[0]
 
     # What AsyncUnitOfWork asks of an adapter ------------------------------------------------------
 
@@ -375,14 +371,7 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
             self._outcome = Outcome.ROLLED_BACK
             return translated
         self._outcome = Outcome.UNKNOWN
-        existing = [s.conversation_id for s in sent if s.conversation_id is not None]
-        return CommitOutcomeUnknown(
-            reason="the connection was lost while the unit of work was committed",
-            sqlstate=error.sqlstate,
-            conversation_ids=(*existing, *(i for s in sent for i in s.ids[: s.new_conversations])),
-            message_ids=tuple(i for s in sent for i in s.ids[s.new_conversations :]),
-            request_ids=tuple(s.request_id for s in sent if s.request_id is not None),
-        )
+        return commit_lost(error, sent)
 
 
 def _statement(step: RegisteredWrite[Any]) -> Statement[Any]:
