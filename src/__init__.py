@@ -39,7 +39,7 @@ from .domain.errors import (
     TransactionAborted,
     UnitOfWorkMisuse,
 )
-from .domain.imported import ImportedConversation
+from .domain.imported import ImportedConversation, ImportedMessages
 from .domain.json_object import JsonObject, storable_json
 from .domain.message import Message, MessageDraft, Role
 from .domain.page import ConversationPage
@@ -47,6 +47,7 @@ from .domain.receipt import ErasureReceipt, ImportReceipt
 from .domain.record import ConversationRecord, MessageRecord, dump_record
 from .domain.repository import (
     ConversationRepository,
+    ExportedRecords,
     MessageRepository,
     OnDuplicate,
     Pending,
@@ -90,8 +91,10 @@ __all__ = [
     "ConversationStoreError",
     "DuplicateSession",
     "ErasureReceipt",
+    "ExportedRecords",
     "ImportReceipt",
     "ImportedConversation",
+    "ImportedMessages",
     "InvalidConversation",
     "InvalidCursor",
     "InvalidInput",

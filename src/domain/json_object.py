@@ -64,7 +64,7 @@ def dump_plain(value: object) -> str | None:
     plain: dict[Any, Any] = value  # pyright: ignore[reportUnknownVariableType]
     try:  # most hold texts, or lists of them, and nothing else
         members = [
-            f"{_quote(key)}:[{','.join(map(_quote, item))}]"
+            f"{_quote(key)}:[{','.join(map(_quote, item))}]"  # pyright: ignore[reportUnknownArgumentType]
             if type(item) is list
             else f"{_quote(key)}:{_quote(item)}"
             for key, item in plain.items()
@@ -86,7 +86,7 @@ def _write_object(value: dict[Any, Any], levels: int) -> str:
 
 
 def _write(value: Any, levels: int) -> str:
-    kind: type = type(value)
+    kind = type(cast("object", value))
     if kind is str:
         return _quote(value)
     if kind is list and levels:

@@ -341,6 +341,7 @@ async def test_an_import_that_was_killed_is_gone_on_with(
     """Killed after some batches and run again with "skip": all is in, and nothing twice."""
     first = await importer(dsn, "error")
     assert first.stdout is not None
+    told = b""
     for _ in range(3):
         told = await first.stdout.readline()
     first.send_signal(signal.SIGKILL)

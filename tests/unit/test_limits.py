@@ -16,7 +16,7 @@ from conversation_store import (
     append_messages,
     import_conversations,
 )
-from conversation_store.domain import message, record
+from conversation_store.domain import imported, message, record
 
 
 async def test_a_turn_is_limited_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,6 +37,7 @@ async def test_a_turn_is_limited_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> 
 async def test_a_record_is_limited_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """The messages of one record hold at most so many bytes together."""
     monkeypatch.setattr(record, "MAX_RECORD_BYTES", 100)
+    monkeypatch.setattr(imported, "MAX_PLAIN_CHARACTERS", 25)
     store = ConversationStore.in_memory()
 
     def large(content: str) -> Any:

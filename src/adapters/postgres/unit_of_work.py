@@ -134,16 +134,13 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
         return await StreamInside.open(held, check, self._fail_reading, text, parameters)
 
     async def _fail_reading(self, error: BaseException) -> None:
+        opened = [block for block in self._blocks if block.opened]
         if self._blocks:
-            await self._fail(self._last_opened(), error)
+            await self._fail(opened[-1] if opened else self._blocks[0], error)
 
     def transaction(self) -> OpenTransaction:
         """Give what is needed of the transaction that is open."""
         return OpenTransaction(self._held(), self._draw_ids, self._sent)
-
-    def _last_opened(self) -> Block:
-        opened = [block for block in self._blocks if block.opened]
-        return opened[-1] if opened else self._blocks[0]
 
     # What AsyncUnitOfWork asks of an adapter ------------------------------------------------------
 
