@@ -26,8 +26,8 @@ from attrs import define
 from ...domain.errors import ConversationStoreError
 from ...domain.json_object import dump_json
 from ...service_layer.unit_of_work import Outcome
-from .commit import COMMIT_GRACE, await_commit, is_lost, outcome_unknown
-from .connections import Connections
+from .commit import COMMIT_GRACE, await_commit, is_lost, judge_interrupted, outcome_unknown
+from .connections import Connection, Connections
 from .parameters import ACCEPTING, array
 from .rows import Row
 from .sql import Texts
@@ -43,21 +43,6 @@ PATIENCE: Final = 0.01
 """Seconds that others wait for turns that were sent alone: those may wait for a lock."""
 
 
-class FlushFailedError(Exception):
-    """The flush that carried a turn failed in a way that sending it alone would not mend."""
-
-    def __init__(self, error: ConversationStoreError | psycopg.Error, outcome: Outcome) -> None:
-        super().__init__(error)
-        self.error = error
-        self.outcome = outcome
-
-    def error_for(self, statement: Statement[Any]) -> ConversationStoreError:
-        """Return the error of one of the units of work: each has its own."""
-        if isinstance(self.error, psycopg.Error):
-            return outcome_unknown(self.error, [statement])
-        return copy.copy(self.error)
-
-
 @define(eq=False)
 class Seat:
     """A turn that takes part, from when its unit of work comes until it leaves."""
@@ -71,6 +56,8 @@ class Seat:
     """The flush that carries it, or carried it."""
     placed: Row | None = None
     """The last position before its messages, and their time, where a flush stored it."""
+    error: ConversationStoreError | psycopg.Error | None = None
+    """What it failed with together with others; sending it alone would not mend that."""
     is_alone: bool = False
     """Whether its unit of work is to send it, or does."""
     counts: bool = False
@@ -89,9 +76,10 @@ class Flush:
     """Turns of several units of work, on their way in one statement."""
 
     seats: list[Seat]
-    outcome: Outcome = Outcome.UNKNOWN
+    outcome: Outcome = Outcome.NOT_STARTED
     """Of a turn that it did not place."""
-    failure: FlushFailedError | None = None
+    error: ConversationStoreError | psycopg.Error | None = None
+    """Of such a turn, if it is not to be sent alone."""
     task: asyncio.Task[None] | None = None
 
 
@@ -128,7 +116,8 @@ class GroupCommit:
     async def is_placed(self, seat: Seat) -> bool:
         """Return whether a turn was stored by a flush; if not, it is to be sent alone now.
 
-        Raises FlushFailedError. Cancelled, it waits a moment to learn what became of the turn.
+        Raises the turn's own error where others failed with it. Cancelled, it waits a moment to
+        learn what became of the turn.
         """
         if seat.called is not None:
             try:
@@ -137,8 +126,8 @@ class GroupCommit:
                 if seat.flush is not None and seat.called.cancelled():
                     await self._await_last_word(seat, seat.flush)
                 raise
-        if seat.flush is not None and seat.flush.failure is not None:
-            raise seat.flush.failure
+        if seat.error is not None:
+            raise _own(seat.error, seat.statement)
         return seat.placed is not None
 
     def leave(self, seat: Seat) -> None:
@@ -245,28 +234,34 @@ class GroupCommit:
 
     async def _run(self, flush: Flush) -> None:
         try:
-            await self._send(flush.seats)
-            flush.outcome = Outcome.ROLLED_BACK
-        except FlushFailedError as failure:
-            flush.failure = failure
-            flush.outcome = failure.outcome
-
-    async def _send(self, seats: list[Seat]) -> None:
-        try:
             connection = await self._connections.borrow()
         except ConversationStoreError as error:
-            raise FlushFailedError(error, Outcome.NOT_STARTED) from error.__cause__
-        cursors: list[Cursor] = []
+            flush.error = error
+            return
         try:
-            command = Command(self._texts.append_together, _together(seats))
-            await execute_alone(connection, cursors, command)
-            for number, *placed in await rows_of(cursors[0]):
-                seats[number].placed = tuple(placed)
-        except psycopg.Error as error:
-            if is_lost(error, connection):
-                raise FlushFailedError(error, Outcome.UNKNOWN) from error
+            await self._send(flush, connection)
         finally:
             await self._connections.give_back(connection)
+
+    async def _send(self, flush: Flush, connection: Connection) -> None:
+        command = Command(self._texts.append_together, _together(flush.seats))
+        cursors: list[Cursor] = []
+        is_known = True
+        # Until the answer was read.
+        flush.outcome, flush.error = Outcome.UNKNOWN, psycopg.OperationalError("interrupted")
+        try:
+            await execute_alone(connection, cursors, command)
+        except psycopg.Error as error:
+            is_known = not is_lost(error, connection)
+            flush.error = error
+        except BaseException:
+            is_known = judge_interrupted(cursors, connection) is not Outcome.UNKNOWN
+            raise
+        finally:
+            if is_known:
+                for number, *placed in await rows_of(cursors[0]):
+                    flush.seats[number].placed = tuple(placed)
+                flush.outcome, flush.error = Outcome.ROLLED_BACK, None
 
     def _arrive(self, flush: Flush) -> None:
         """Tell the turns of a flush that ended; of those not placed, one a conversation goes on."""
@@ -275,7 +270,8 @@ class GroupCommit:
         alone: set[int] = set()
         again: list[Seat] = []
         for seat in flush.seats:
-            if seat.placed is not None or flush.failure is not None or seat.has_left:
+            if seat.placed is not None or flush.error is not None or seat.has_left:
+                seat.error = None if seat.placed else flush.error
                 self._land(seat)
                 _wake(seat)
             elif seat.conversation_id not in alone:
@@ -306,6 +302,19 @@ def _send_yourself(seat: Seat) -> None:
 def _wake(seat: Seat) -> None:
     if seat.called is not None and not seat.called.done():
         seat.called.set_result(None)
+
+
+def _own(
+    error: ConversationStoreError | psycopg.Error, statement: Statement[Any]
+) -> ConversationStoreError:
+    """Return what one of several turns raises that failed together: no two share an error."""
+    if isinstance(error, psycopg.Error):
+        own: ConversationStoreError = outcome_unknown(error, [statement])
+        own.__cause__ = error
+    else:
+        own = copy.copy(error)
+        own.__cause__ = error.__cause__
+    return own
 
 
 def _together(seats: list[Seat]) -> Parameters:

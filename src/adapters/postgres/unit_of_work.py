@@ -43,7 +43,7 @@ from .connections import (
 )
 from .conversations import PsycopgConversationRepository
 from .errors import MISUSE, is_contested, translate
-from .group_commit import FlushFailedError, GroupCommit
+from .group_commit import GroupCommit
 from .ids import IdSource, draw_blocks
 from .messages import PsycopgMessageRepository
 from .rows import Row
@@ -178,9 +178,6 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
             if not await group.is_placed(seat):
                 await self._send_alone([step])
                 return
-        except FlushFailedError as failure:
-            self._outcome = failure.outcome
-            raise failure.error_for(statement) from failure.__cause__
         except BaseException:
             if not seat.is_alone:
                 self._outcome = seat.outcome()
