@@ -239,12 +239,14 @@ class GroupCommit:
             flush.error = error
             return
         try:
-            await self._send(flush, connection)
+            seats = [seat for seat in flush.seats if not seat.has_left]
+            if seats:
+                await self._send(flush, seats, connection)
         finally:
             await self._connections.give_back(connection)
 
-    async def _send(self, flush: Flush, connection: Connection) -> None:
-        command = Command(self._texts.append_together, _together(flush.seats))
+    async def _send(self, flush: Flush, seats: list[Seat], connection: Connection) -> None:
+        command = Command(self._texts.append_together, _together(seats))
         cursors: list[Cursor] = []
         is_known = True
         # Until the answer was read.
@@ -260,7 +262,7 @@ class GroupCommit:
         finally:
             if is_known:
                 for number, *placed in await rows_of(cursors[0]):
-                    flush.seats[number].placed = tuple(placed)
+                    seats[number].placed = tuple(placed)
                 flush.outcome, flush.error = Outcome.ROLLED_BACK, None
 
     def _arrive(self, flush: Flush) -> None:
@@ -287,7 +289,13 @@ class GroupCommit:
     async def _await_last_word(self, seat: Seat, flush: Flush) -> None:
         """Wait a moment for a flush; end it where nobody waits for it any more."""
         seat.has_left = True
-        if all(other.has_left for other in flush.seats) and flush.task is not None:
+        if flush.task is None or flush.task.done():
+            return
+        is_deserted = all(other.has_left for other in flush.seats)
+        if flush.outcome is Outcome.NOT_STARTED:  # it waits for a connection, and goes without it
+            if is_deserted:
+                flush.task.cancel()
+        elif is_deserted:
             await await_commit(flush.task)
         else:
             seat.called = asyncio.get_running_loop().create_future()
