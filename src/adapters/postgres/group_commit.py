@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections import Counter, deque
+from contextlib import suppress
 from typing import Any, Final
 
 import psycopg
@@ -76,11 +77,31 @@ class Flush:
     """Turns of several units of work, on their way in one statement."""
 
     seats: list[Seat]
+    characters: int = 0
     outcome: Outcome = Outcome.NOT_STARTED
     """Of a turn that it did not place."""
     error: ConversationStoreError | psycopg.Error | None = None
     """Of such a turn, if it is not to be sent alone."""
     task: asyncio.Task[None] | None = None
+
+    def fill(self, waiting: deque[Seat]) -> bool:
+        """Take the turns of one conversation that fit in; return whether one did."""
+        requests: set[str] = set()
+        before = len(self.seats)
+        while waiting and len(self.seats) < MOST_TURNS:
+            seat = waiting[0]
+            if seat.called is not None and not seat.called.done():  # not cancelled
+                size = len(str(seat.parameters["drafts"]))
+                is_full = self.seats and self.characters + size > MOST_CHARACTERS
+                request = seat.statement.request_id
+                if is_full or request in requests:
+                    break  # nobody of this conversation may overtake
+                if request is not None:
+                    requests.add(request)
+                self.characters += size
+                self.seats.append(seat)
+            waiting.popleft()
+        return len(self.seats) > before
 
 
 class GroupCommit:
@@ -89,7 +110,8 @@ class GroupCommit:
     def __init__(self, connections: Connections, texts: Texts) -> None:
         self._connections = connections
         self._texts = texts
-        self._waiting: deque[Seat] = deque()
+        self._waiting: dict[int, deque[Seat]] = {}
+        """The turns that wait, by conversation; those and these in the order they came."""
         self._alone: set[Seat] = set()
         """Turns that are sent alone and count."""
         self._away = 0
@@ -107,10 +129,10 @@ class GroupCommit:
         seat = Seat(statement, statement.bind(statement.ids), statement.conversation_id or 0)
         if self._away or self._is_crowded or self._waiting:
             seat.called = asyncio.get_running_loop().create_future()
-            self._waiting.append(seat)
+            self._waiting.setdefault(seat.conversation_id, deque()).append(seat)
             self._call()
         else:
-            self._depart([seat])
+            self._depart(Flush([seat]))
         return seat
 
     async def is_placed(self, seat: Seat) -> bool:
@@ -139,6 +161,8 @@ class GroupCommit:
                 self._alone.discard(seat)
                 self._away -= 1
                 self._is_crowded = False
+        elif seat.flush is None:
+            self._forget(seat)
         self._call()
 
     # Flushes --------------------------------------------------------------------------------------
@@ -171,52 +195,48 @@ class GroupCommit:
     def _dispatch(self) -> None:
         self._is_due = False
         while self._away < MOST_AWAY:
-            seats = self._choose()
-            if not seats:
+            flush = self._choose()
+            if not flush.seats:
                 return  # all that wait, wait for a turn of their conversation, whose end calls them
-            self._depart(seats)
+            self._depart(flush)
         if self._waiting:
             self._be_patient()
 
-    def _choose(self) -> list[Seat]:
+    def _choose(self) -> Flush:
         """Take the next flush out of those who wait, in the order they came."""
-        seats: list[Seat] = []
-        passed_over: list[Seat] = []
-        held_back = set(self._occupied)
-        requests: set[tuple[int, str]] = set()
-        characters = 0
-        while self._waiting and len(seats) < MOST_TURNS:
-            seat = self._waiting.popleft()
-            if seat.has_left or seat.called is None or seat.called.done():  # cancelled
-                continue
-            size = len(str(seat.parameters["drafts"]))
-            request = seat.conversation_id, seat.statement.request_id or ""
-            if (
-                seat.conversation_id in held_back
-                or request in requests
-                or (seats and characters + size > MOST_CHARACTERS)
-            ):
-                held_back.add(seat.conversation_id)  # nobody of it may overtake
-                passed_over.append(seat)
-                continue
-            if seat.statement.request_id is not None:
-                requests.add(request)
-            characters += size
-            seats.append(seat)
-        self._waiting.extendleft(reversed(passed_over))
-        return seats
+        flush = Flush([])
+        served: list[int] = []
+        for conversation_id, waiting in self._waiting.items():
+            if len(flush.seats) == MOST_TURNS:
+                break
+            if conversation_id not in self._occupied and flush.fill(waiting):
+                served.append(conversation_id)
+        for conversation_id in served:  # who has more to send comes again after the others
+            if waiting := self._waiting.pop(conversation_id):
+                self._waiting[conversation_id] = waiting
+        return flush
 
-    def _depart(self, seats: list[Seat]) -> None:
-        self._away += 1
-        for seat in seats:
-            self._occupied[seat.conversation_id] += 1
-        if not self._go_together(seats):
-            seats[0].counts = True
-            self._alone.add(seats[0])
-            _send_yourself(seats[0])
+    def _forget(self, seat: Seat) -> None:
+        """Remove a turn that does not wait any more."""
+        waiting = self._waiting.get(seat.conversation_id)
+        if waiting is None:
             return
-        flush = Flush(seats)
-        for seat in seats:
+        with suppress(ValueError):
+            waiting.remove(seat)
+        if not waiting:
+            del self._waiting[seat.conversation_id]
+
+    def _depart(self, flush: Flush) -> None:
+        self._away += 1
+        for seat in flush.seats:
+            self._occupied[seat.conversation_id] += 1
+        if not self._go_together(flush.seats):
+            [seat] = flush.seats
+            seat.counts = True
+            self._alone.add(seat)
+            _send_yourself(seat)
+            return
+        for seat in flush.seats:
             seat.flush = flush
             seat.called = seat.called or asyncio.get_running_loop().create_future()
         flush.task = asyncio.create_task(self._run(flush))
@@ -269,21 +289,23 @@ class GroupCommit:
         """Tell the turns of a flush that ended; of those not placed, one a conversation goes on."""
         self._away -= 1
         self._is_crowded = True
-        alone: set[int] = set()
-        again: list[Seat] = []
+        alone: dict[int, list[Seat]] = {}
         for seat in flush.seats:
             if seat.placed is not None or flush.error is not None or seat.has_left:
                 seat.error = None if seat.placed else flush.error
                 self._land(seat)
                 _wake(seat)
             elif seat.conversation_id not in alone:
-                alone.add(seat.conversation_id)
+                alone[seat.conversation_id] = []
                 _send_yourself(seat)
             else:
                 self._land(seat)
                 seat.flush = None
-                again.append(seat)
-        self._waiting.extendleft(reversed(again))
+                alone[seat.conversation_id].append(seat)
+        for conversation_id, others in alone.items():
+            if others:
+                waiting = self._waiting.setdefault(conversation_id, deque())
+                waiting.extendleft(reversed(others))
         self._call()
 
     async def _await_last_word(self, seat: Seat, flush: Flush) -> None:
