@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections import deque
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import psycopg
 from attrs import define
@@ -28,6 +28,9 @@ MOST_TURNS: Final = 64
 MOST_CHARACTERS: Final = 1_000_000
 """Characters of drafts in one flush; a turn that has more goes alone."""
 
+Shareable: TypeAlias = ConversationStoreError | psycopg.Error
+"""What several turns may fail with; each then raises an error of its own."""
+
 
 @define(eq=False)
 class Seat:
@@ -36,18 +39,22 @@ class Seat:
     statement: Statement[Any]
     parameters: Parameters
     conversation_id: int
+    number: int
+    """The how-manieth turn it is."""
     called: asyncio.Future[None] | None = None
     """Done as soon as its unit of work has something to do; None: at once."""
     flush: Flush | None = None
     """The flush that carries it, or carried it."""
     placed: Row | None = None
     """The last position before its messages, and their time, where a flush stored it."""
-    error: ConversationStoreError | psycopg.Error | None = None
+    error: Shareable | None = None
     """What it failed with together with others; sending it alone would not mend that."""
     is_alone: bool = False
     """Whether its unit of work is to send it, or does."""
     counts: bool = False
     """Whether it is one of the flushes that are away."""
+    newest: int = 0
+    """The newest turn that had come when it was told to go alone."""
     has_left: bool = False
 
     def outcome(self) -> Outcome:
@@ -56,7 +63,7 @@ class Seat:
             return Outcome.COMMITTED
         return Outcome.ROLLED_BACK if self.flush is None else self.flush.outcome
 
-    def own_error(self, error: ConversationStoreError | psycopg.Error) -> ConversationStoreError:
+    def own_error(self, error: Shareable) -> ConversationStoreError:
         """Return what it raises for an error that it shares: no two raise the same object."""
         if isinstance(error, psycopg.Error):
             own: ConversationStoreError = outcome_unknown(error, [self.statement])
@@ -75,9 +82,11 @@ class Flush:
     characters: int = 0
     outcome: Outcome = Outcome.NOT_STARTED
     """Of a turn that it did not place."""
-    error: ConversationStoreError | psycopg.Error | None = None
+    error: Shareable | None = None
     """Of such a turn, if it is not to be sent alone."""
     task: asyncio.Task[None] | None = None
+    newest: int = 0
+    """The newest turn that had come when it departed."""
 
     def fill(self, waiting: deque[Seat]) -> bool:
         """Take the turns of one conversation that fit in; return whether one did."""

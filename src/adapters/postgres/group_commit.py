@@ -10,6 +10,8 @@ keeps each of them as safe as alone:
 - It locks conversations in the order of their ids and passes over those that others have locked:
   it waits for nobody, so it cannot deadlock, and one locked conversation holds up no other.
 - Of one conversation one flush at a time is away, and its turns keep the order they came in.
+- If one waited in vain, for a connection or for its conversation's lock, those behind it who were
+  there all that time fail too, as they would have alone: otherwise the waits would add up.
 - It runs in a task of its own: a unit of work that is cancelled takes no other along.
 """
 
@@ -17,13 +19,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
+from collections.abc import Iterable
 from contextlib import suppress
+from itertools import chain
 from typing import Any, Final
 
+from ...domain.errors import StoreTimeout
 from ...service_layer.unit_of_work import Outcome
 from .commit import COMMIT_GRACE, await_commit
 from .connections import Connections
-from .flush import MOST_TURNS, Flush, Seat
+from .flush import MOST_TURNS, Flush, Seat, Shareable
 from .sql import Texts
 from .statement import Statement
 
@@ -31,6 +36,8 @@ MOST_AWAY: Final = 2
 """Flushes that are away at a time: the server works on one while the next is put together."""
 PATIENCE: Final = 0.01
 """Seconds that others wait for turns that were sent alone: those may wait for a lock."""
+WAITED_IN_VAIN: Final = (None, "55P03")
+"""SQLSTATEs of a wait that was not the turn's own fault: for a connection (none), for a lock."""
 
 
 class GroupCommit:
@@ -47,6 +54,8 @@ class GroupCommit:
         """How many flushes are away."""
         self._occupied: Counter[int] = Counter()
         """Conversations of which turns are away, and how many."""
+        self._newest = 0
+        """The number of the turn that came last."""
         self._is_crowded = False
         """Whether the last flush carried several turns: then their tasks may send more at once."""
         self._is_due = False
@@ -55,7 +64,9 @@ class GroupCommit:
 
     def enter(self, statement: Statement[Any]) -> Seat:
         """Take a turn in; whoever entered has to leave."""
-        seat = Seat(statement, statement.bind(statement.ids), statement.conversation_id or 0)
+        self._newest += 1
+        parameters = statement.bind(statement.ids)
+        seat = Seat(statement, parameters, statement.conversation_id or 0, self._newest)
         if self._away or self._is_crowded or self._waiting:
             seat.called = asyncio.get_running_loop().create_future()
             self._waiting.setdefault(seat.conversation_id, deque()).append(seat)
@@ -93,6 +104,11 @@ class GroupCommit:
         elif seat.flush is None:
             self._forget(seat)
         self._call()
+
+    def time_out(self, seat: Seat, error: StoreTimeout) -> None:
+        """Let a turn that was sent alone tell those behind it that it waited in vain."""
+        if error.sqlstate in WAITED_IN_VAIN:
+            self._give_up(self._waiting.get(seat.conversation_id, ()), seat.newest, error)
 
     # Flushes --------------------------------------------------------------------------------------
 
@@ -163,14 +179,20 @@ class GroupCommit:
             [seat] = flush.seats
             seat.counts = True
             self._alone.add(seat)
-            _send_yourself(seat)
+            self._send_yourself(seat)
             return
+        flush.newest = self._newest
         for seat in flush.seats:
             seat.flush = flush
             seat.called = seat.called or asyncio.get_running_loop().create_future()
         flush.task = asyncio.create_task(flush.run(self._connections, self._texts))
         # By a callback: a task that is cancelled before it began runs nothing of its own.
         flush.task.add_done_callback(lambda _: self._arrive(flush))
+
+    def _send_yourself(self, seat: Seat) -> None:
+        seat.is_alone = True
+        seat.newest = self._newest
+        _wake(seat)
 
     def _go_together(self, seats: list[Seat]) -> bool:
         """Whether these are worth the statement for many; one turn has a shorter one."""
@@ -193,7 +215,7 @@ class GroupCommit:
                 _wake(seat)
             elif seat.conversation_id not in alone:
                 alone[seat.conversation_id] = []
-                _send_yourself(seat)
+                self._send_yourself(seat)
             else:
                 self._land(seat)
                 seat.flush = None
@@ -202,7 +224,16 @@ class GroupCommit:
             if others:
                 waiting = self._waiting.setdefault(conversation_id, deque())
                 waiting.extendleft(reversed(others))
+        if flush.outcome is Outcome.NOT_STARTED and flush.error is not None:
+            self._give_up(chain.from_iterable(self._waiting.values()), flush.newest, flush.error)
         self._call()
+
+    def _give_up(self, waiting: Iterable[Seat], newest: int, error: Shareable) -> None:
+        """Fail those who waited all the time that another one waited in vain."""
+        for seat in waiting:
+            if seat.number <= newest:
+                seat.error = error
+                _wake(seat)
 
     async def _await_last_word(self, seat: Seat, flush: Flush) -> None:
         """Wait a moment for a flush; end it where nobody waits for it any more."""
@@ -218,11 +249,6 @@ class GroupCommit:
         else:
             seat.called = asyncio.get_running_loop().create_future()
             await asyncio.wait([seat.called], timeout=COMMIT_GRACE)
-
-
-def _send_yourself(seat: Seat) -> None:
-    seat.is_alone = True
-    _wake(seat)
 
 
 def _wake(seat: Seat) -> None:

@@ -21,7 +21,7 @@ import psycopg
 from psycopg import AsyncTransaction
 from psycopg.pq import TransactionStatus
 
-from ...domain.errors import ConversationStoreError, UnitOfWorkMisuse
+from ...domain.errors import ConversationStoreError, StoreTimeout, UnitOfWorkMisuse
 from ...service_layer.script import (
     Block,
     CloseBlock,
@@ -178,9 +178,11 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
             if not await group.is_placed(seat):
                 await self._send_alone([step])
                 return
-        except BaseException:
+        except BaseException as error:
             if not seat.is_alone:
                 self._outcome = seat.outcome()
+            elif isinstance(error, StoreTimeout):
+                group.time_out(seat, error)
             raise
         finally:
             if seat.placed is not None and statement.read_placed is not None:
