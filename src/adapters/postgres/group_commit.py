@@ -67,7 +67,8 @@ class GroupCommit:
         self._newest += 1
         parameters = statement.bind(statement.ids)
         seat = Seat(statement, parameters, statement.conversation_id or 0, self._newest)
-        if self._away or self._is_crowded or self._waiting:
+        is_behind = self._away or self._is_crowded or seat.conversation_id in self._occupied
+        if is_behind or self._waiting:
             seat.called = asyncio.get_running_loop().create_future()
             self._waiting.setdefault(seat.conversation_id, deque()).append(seat)
             self._call()
@@ -224,6 +225,7 @@ class GroupCommit:
             if others:
                 waiting = self._waiting.setdefault(conversation_id, deque())
                 waiting.extendleft(reversed(others))
+        flush.seats = []  # or each flush would be a cycle, which only the garbage collector ends
         if flush.outcome is Outcome.NOT_STARTED and flush.error is not None:
             self._give_up(chain.from_iterable(self._waiting.values()), flush.newest, flush.error)
         self._call()
