@@ -10,89 +10,34 @@ keeps each of them as safe as alone:
 - It locks conversations in the order of their ids and passes over those that others have locked:
   it waits for nobody, so it cannot deadlock, and one locked conversation holds up no other.
 - Of one conversation one flush at a time is away, and its turns keep the order they came in.
+- If one waited in vain, for a connection or for its conversation's lock, those behind it who were
+  there all that time fail too, as they would have alone: otherwise the waits would add up.
 - It runs in a task of its own: a unit of work that is cancelled takes no other along.
 """
 
 from __future__ import annotations
 
 import asyncio
-import copy
 from collections import Counter, deque
+from collections.abc import Iterable
+from contextlib import suppress
+from itertools import chain
 from typing import Any, Final
 
-import psycopg
-from attrs import define
-
-from ...domain.errors import ConversationStoreError
-from ...domain.json_object import dump_json
+from ...domain.errors import StoreTimeout
 from ...service_layer.unit_of_work import Outcome
-from .commit import COMMIT_GRACE, await_commit, is_lost, outcome_unknown
+from .commit import COMMIT_GRACE, await_commit
 from .connections import Connections
-from .parameters import ACCEPTING, array
-from .rows import Row
+from .flush import MOST_TURNS, Flush, Seat, Shareable
 from .sql import Texts
-from .statement import Command, Cursor, Parameters, Statement, execute_alone, rows_of
+from .statement import Statement
 
 MOST_AWAY: Final = 2
 """Flushes that are away at a time: the server works on one while the next is put together."""
-MOST_TURNS: Final = 64
-"""Turns of one flush."""
-MOST_CHARACTERS: Final = 1_000_000
-"""Characters of drafts in one flush; a turn that has more goes alone."""
 PATIENCE: Final = 0.01
 """Seconds that others wait for turns that were sent alone: those may wait for a lock."""
-
-
-class FlushFailedError(Exception):
-    """The flush that carried a turn failed in a way that sending it alone would not mend."""
-
-    def __init__(self, error: ConversationStoreError | psycopg.Error, outcome: Outcome) -> None:
-        super().__init__(error)
-        self.error = error
-        self.outcome = outcome
-
-    def error_for(self, statement: Statement[Any]) -> ConversationStoreError:
-        """Return the error of one of the units of work: each has its own."""
-        if isinstance(self.error, psycopg.Error):
-            return outcome_unknown(self.error, [statement])
-        return copy.copy(self.error)
-
-
-@define(eq=False)
-class Seat:
-    """A turn that takes part, from when its unit of work comes until it leaves."""
-
-    statement: Statement[Any]
-    parameters: Parameters
-    conversation_id: int
-    called: asyncio.Future[None] | None = None
-    """Done as soon as its unit of work has something to do; None: at once."""
-    flush: Flush | None = None
-    """The flush that carries it, or carried it."""
-    placed: Row | None = None
-    """The last position before its messages, and their time, where a flush stored it."""
-    is_alone: bool = False
-    """Whether its unit of work is to send it, or does."""
-    counts: bool = False
-    """Whether it is one of the flushes that are away."""
-    has_left: bool = False
-
-    def outcome(self) -> Outcome:
-        """Return what became of it, for a unit of work that was cancelled while it waited."""
-        if self.placed is not None:
-            return Outcome.COMMITTED
-        return Outcome.ROLLED_BACK if self.flush is None else self.flush.outcome
-
-
-@define(eq=False)
-class Flush:
-    """Turns of several units of work, on their way in one statement."""
-
-    seats: list[Seat]
-    outcome: Outcome = Outcome.UNKNOWN
-    """Of a turn that it did not place."""
-    failure: FlushFailedError | None = None
-    task: asyncio.Task[None] | None = None
+WAITED_IN_VAIN: Final = (None, "55P03")
+"""SQLSTATEs of a wait that was not the turn's own fault: for a connection (none), for a lock."""
 
 
 class GroupCommit:
@@ -101,13 +46,16 @@ class GroupCommit:
     def __init__(self, connections: Connections, texts: Texts) -> None:
         self._connections = connections
         self._texts = texts
-        self._waiting: deque[Seat] = deque()
+        self._waiting: dict[int, deque[Seat]] = {}
+        """The turns that wait, by conversation; those and these in the order they came."""
         self._alone: set[Seat] = set()
         """Turns that are sent alone and count."""
         self._away = 0
         """How many flushes are away."""
         self._occupied: Counter[int] = Counter()
         """Conversations of which turns are away, and how many."""
+        self._newest = 0
+        """The number of the turn that came last."""
         self._is_crowded = False
         """Whether the last flush carried several turns: then their tasks may send more at once."""
         self._is_due = False
@@ -116,19 +64,23 @@ class GroupCommit:
 
     def enter(self, statement: Statement[Any]) -> Seat:
         """Take a turn in; whoever entered has to leave."""
-        seat = Seat(statement, statement.bind(statement.ids), statement.conversation_id or 0)
-        if self._away or self._is_crowded or self._waiting:
+        self._newest += 1
+        parameters = statement.bind(statement.ids)
+        seat = Seat(statement, parameters, statement.conversation_id or 0, self._newest)
+        is_behind = self._away or self._is_crowded or seat.conversation_id in self._occupied
+        if is_behind or self._waiting:
             seat.called = asyncio.get_running_loop().create_future()
-            self._waiting.append(seat)
+            self._waiting.setdefault(seat.conversation_id, deque()).append(seat)
             self._call()
         else:
-            self._depart([seat])
+            self._depart(Flush([seat]))
         return seat
 
     async def is_placed(self, seat: Seat) -> bool:
         """Return whether a turn was stored by a flush; if not, it is to be sent alone now.
 
-        Raises FlushFailedError. Cancelled, it waits a moment to learn what became of the turn.
+        Raises the turn's own error where others failed with it. Cancelled, it waits a moment to
+        learn what became of the turn.
         """
         if seat.called is not None:
             try:
@@ -137,8 +89,8 @@ class GroupCommit:
                 if seat.flush is not None and seat.called.cancelled():
                     await self._await_last_word(seat, seat.flush)
                 raise
-        if seat.flush is not None and seat.flush.failure is not None:
-            raise seat.flush.failure
+        if seat.error is not None:
+            raise seat.own_error(seat.error)
         return seat.placed is not None
 
     def leave(self, seat: Seat) -> None:
@@ -150,7 +102,14 @@ class GroupCommit:
                 self._alone.discard(seat)
                 self._away -= 1
                 self._is_crowded = False
+        elif seat.flush is None:
+            self._forget(seat)
         self._call()
+
+    def time_out(self, seat: Seat, error: StoreTimeout) -> None:
+        """Let a turn that was sent alone tell those behind it that it waited in vain."""
+        if error.sqlstate in WAITED_IN_VAIN:
+            self._give_up(self._waiting.get(seat.conversation_id, ()), seat.newest, error)
 
     # Flushes --------------------------------------------------------------------------------------
 
@@ -182,57 +141,59 @@ class GroupCommit:
     def _dispatch(self) -> None:
         self._is_due = False
         while self._away < MOST_AWAY:
-            seats = self._choose()
-            if not seats:
+            flush = self._choose()
+            if not flush.seats:
                 return  # all that wait, wait for a turn of their conversation, whose end calls them
-            self._depart(seats)
+            self._depart(flush)
         if self._waiting:
             self._be_patient()
 
-    def _choose(self) -> list[Seat]:
+    def _choose(self) -> Flush:
         """Take the next flush out of those who wait, in the order they came."""
-        seats: list[Seat] = []
-        passed_over: list[Seat] = []
-        held_back = set(self._occupied)
-        requests: set[tuple[int, str]] = set()
-        characters = 0
-        while self._waiting and len(seats) < MOST_TURNS:
-            seat = self._waiting.popleft()
-            if seat.has_left or seat.called is None or seat.called.done():  # cancelled
-                continue
-            size = len(str(seat.parameters["drafts"]))
-            request = seat.conversation_id, seat.statement.request_id or ""
-            if (
-                seat.conversation_id in held_back
-                or request in requests
-                or (seats and characters + size > MOST_CHARACTERS)
-            ):
-                held_back.add(seat.conversation_id)  # nobody of it may overtake
-                passed_over.append(seat)
-                continue
-            if seat.statement.request_id is not None:
-                requests.add(request)
-            characters += size
-            seats.append(seat)
-        self._waiting.extendleft(reversed(passed_over))
-        return seats
+        flush = Flush([])
+        served: list[int] = []
+        for conversation_id, waiting in self._waiting.items():
+            if len(flush.seats) == MOST_TURNS:
+                break
+            if conversation_id not in self._occupied and flush.fill(waiting):
+                served.append(conversation_id)
+        for conversation_id in served:  # who has more to send comes again after the others
+            if waiting := self._waiting.pop(conversation_id):
+                self._waiting[conversation_id] = waiting
+        return flush
 
-    def _depart(self, seats: list[Seat]) -> None:
-        self._away += 1
-        for seat in seats:
-            self._occupied[seat.conversation_id] += 1
-        if not self._go_together(seats):
-            seats[0].counts = True
-            self._alone.add(seats[0])
-            _send_yourself(seats[0])
+    def _forget(self, seat: Seat) -> None:
+        """Remove a turn that does not wait any more."""
+        waiting = self._waiting.get(seat.conversation_id)
+        if waiting is None:
             return
-        flush = Flush(seats)
-        for seat in seats:
+        with suppress(ValueError):
+            waiting.remove(seat)
+        if not waiting:
+            del self._waiting[seat.conversation_id]
+
+    def _depart(self, flush: Flush) -> None:
+        self._away += 1
+        for seat in flush.seats:
+            self._occupied[seat.conversation_id] += 1
+        if not self._go_together(flush.seats):
+            [seat] = flush.seats
+            seat.counts = True
+            self._alone.add(seat)
+            self._send_yourself(seat)
+            return
+        flush.newest = self._newest
+        for seat in flush.seats:
             seat.flush = flush
             seat.called = seat.called or asyncio.get_running_loop().create_future()
-        flush.task = asyncio.create_task(self._run(flush))
+        flush.task = asyncio.create_task(flush.run(self._connections, self._texts))
         # By a callback: a task that is cancelled before it began runs nothing of its own.
         flush.task.add_done_callback(lambda _: self._arrive(flush))
+
+    def _send_yourself(self, seat: Seat) -> None:
+        seat.is_alone = True
+        seat.newest = self._newest
+        _wake(seat)
 
     def _go_together(self, seats: list[Seat]) -> bool:
         """Whether these are worth the statement for many; one turn has a shorter one."""
@@ -243,97 +204,55 @@ class GroupCommit:
         if not self._occupied[seat.conversation_id]:
             del self._occupied[seat.conversation_id]
 
-    async def _run(self, flush: Flush) -> None:
-        try:
-            await self._send(flush.seats)
-            flush.outcome = Outcome.ROLLED_BACK
-        except FlushFailedError as failure:
-            flush.failure = failure
-            flush.outcome = failure.outcome
-
-    async def _send(self, seats: list[Seat]) -> None:
-        try:
-            connection = await self._connections.borrow()
-        except ConversationStoreError as error:
-            raise FlushFailedError(error, Outcome.NOT_STARTED) from error.__cause__
-        cursors: list[Cursor] = []
-        try:
-            command = Command(self._texts.append_together, _together(seats))
-            await execute_alone(connection, cursors, command)
-            for number, *placed in await rows_of(cursors[0]):
-                seats[number].placed = tuple(placed)
-        except psycopg.Error as error:
-            if is_lost(error, connection):
-                raise FlushFailedError(error, Outcome.UNKNOWN) from error
-        finally:
-            await self._connections.give_back(connection)
-
     def _arrive(self, flush: Flush) -> None:
         """Tell the turns of a flush that ended; of those not placed, one a conversation goes on."""
         self._away -= 1
         self._is_crowded = True
-        alone: set[int] = set()
-        again: list[Seat] = []
+        alone: dict[int, list[Seat]] = {}
         for seat in flush.seats:
-            if seat.placed is not None or flush.failure is not None or seat.has_left:
+            if seat.placed is not None or flush.error is not None or seat.has_left:
+                seat.error = None if seat.placed else flush.error
                 self._land(seat)
                 _wake(seat)
             elif seat.conversation_id not in alone:
-                alone.add(seat.conversation_id)
-                _send_yourself(seat)
+                alone[seat.conversation_id] = []
+                self._send_yourself(seat)
             else:
                 self._land(seat)
                 seat.flush = None
-                again.append(seat)
-        self._waiting.extendleft(reversed(again))
+                alone[seat.conversation_id].append(seat)
+        for conversation_id, others in alone.items():
+            if others:
+                waiting = self._waiting.setdefault(conversation_id, deque())
+                waiting.extendleft(reversed(others))
+        flush.seats = []  # or each flush would be a cycle, which only the garbage collector ends
+        if flush.outcome is Outcome.NOT_STARTED and flush.error is not None:
+            self._give_up(chain.from_iterable(self._waiting.values()), flush.newest, flush.error)
         self._call()
+
+    def _give_up(self, waiting: Iterable[Seat], newest: int, error: Shareable) -> None:
+        """Fail those who waited all the time that another one waited in vain."""
+        for seat in waiting:
+            if seat.number <= newest:
+                seat.error = error
+                _wake(seat)
 
     async def _await_last_word(self, seat: Seat, flush: Flush) -> None:
         """Wait a moment for a flush; end it where nobody waits for it any more."""
         seat.has_left = True
-        if all(other.has_left for other in flush.seats) and flush.task is not None:
+        if flush.task is None or flush.task.done():
+            return
+        is_deserted = all(other.has_left for other in flush.seats)
+        if flush.outcome is Outcome.NOT_STARTED:  # it waits for a connection, and goes without it
+            if is_deserted:
+                flush.task.cancel()
+        elif is_deserted:
             await await_commit(flush.task)
         else:
             seat.called = asyncio.get_running_loop().create_future()
             await asyncio.wait([seat.called], timeout=COMMIT_GRACE)
 
 
-def _send_yourself(seat: Seat) -> None:
-    seat.is_alone = True
-    _wake(seat)
-
-
 def _wake(seat: Seat) -> None:
     if seat.called is not None and not seat.called.done():
         seat.called.set_result(None)
-
-
-def _together(seats: list[Seat]) -> Parameters:
-    """Return the parameters of the statement that stores the turns of these seats."""
-    turns: list[dict[str, object]] = []
-    ids: list[int] = []
-    turn_of_each: list[int] = []
-    for number, seat in enumerate(seats):
-        turns.append(
-            {
-                "turn": number,
-                "before": len(ids),
-                "count": len(seat.statement.ids),
-                "conversation_id": seat.conversation_id,
-                "user_id": seat.parameters["user_id"],
-                "request_id": seat.statement.request_id,
-                "digest": seat.parameters.get("digest"),
-            }
-        )
-        ids.extend(seat.statement.ids)
-        turn_of_each.extend([number] * len(seat.statement.ids))
-    # Each turn's drafts are a JSON array already: the arrays become one.
-    drafts = ",".join(str(seat.parameters["drafts"])[1:-1] for seat in seats)
-    return {
-        "turns": dump_json(turns),
-        "conversation_ids": array({seat.conversation_id for seat in seats}),
-        "accepting": ACCEPTING,
-        "drafts": f"[{drafts}]",
-        "ids": array(ids),
-        "turn_of_each": array(turn_of_each),
-    }

@@ -20,7 +20,7 @@ import psycopg
 from psycopg import AsyncTransaction
 from psycopg.pq import TransactionStatus
 
-from ...domain.errors import ConversationStoreError, UnitOfWorkMisuse
+from ...domain.errors import ConversationStoreError, StoreTimeout, UnitOfWorkMisuse
 from ...service_layer.script import (
     Block,
     CloseBlock,
@@ -42,7 +42,7 @@ from .connections import (
 )
 from .conversations import PsycopgConversationRepository
 from .errors import MISUSE, is_contested, translate
-from .group_commit import FlushFailedError, GroupCommit
+from .group_commit import GroupCommit
 from .ids import IdSource, draw_blocks
 from .messages import PsycopgMessageRepository
 from .rows import Row
@@ -182,12 +182,11 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
             if not await group.is_placed(seat):
                 await self._send_alone([step])
                 return
-        except FlushFailedError as failure:
-            self._outcome = failure.outcome
-            raise failure.error_for(statement) from failure.__cause__
-        except BaseException:
+        except BaseException as error:
             if not seat.is_alone:
                 self._outcome = seat.outcome()
+            elif isinstance(error, StoreTimeout):
+                group.time_out(seat, error)
             raise
         finally:
             if seat.placed is not None and statement.read_placed is not None:
