@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from .contender_results import ContenderResults, short
-from .plotting import CARD, FAINT, INK, LIMIT, NOTE, OURS, OURS_TOO, TELLABLE, Plots, bars
+from .contender_results import COLOURS, ContenderResults, short
+from .plotting import CARD, FAINT, INK, NOTE, TELLABLE, Plots, bars
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +45,7 @@ def _rows(results: ContenderResults, cells: dict[str, dict[str, Any]], name: str
 
 def _panels(results: ContenderResults, plots: Plots, file: str, title: str, panels: Panels) -> None:
     height = 1.3 + 0.34 * len(results.keys)
-    figure, axes = plots.figure(2.6 + 2.3 * len(panels), height, len(panels), sharey=True)
+    figure, axes = plots.figure(2.4 + 2.0 * len(panels), height, len(panels), sharey=True)
     for each, (name, rows) in zip(axes, panels, strict=True):
         bars(each, name, rows)
     figure.suptitle(title, x=0.01, ha="left", fontsize=13)
@@ -101,7 +101,7 @@ def _turn(results: ContenderResults, plots: Plots) -> None:
 
 
 def _growth(results: ContenderResults, plots: Plots) -> None:
-    figure, axes = plots.figure(11, 5, 2, sharey=True)
+    figure, axes = plots.figure(9.5, 4.6, 2, sharey=True)
     colours = _line_colours(results)
     for each, (name, title) in zip(
         axes, (("append", "a turn"), ("latest", "last 50 messages")), strict=True
@@ -112,7 +112,7 @@ def _growth(results: ContenderResults, plots: Plots) -> None:
     axes[0].set_ylabel("p50, ms")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=10
+        handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0), frameon=False, ncol=4
     )
     figure.suptitle("As a conversation gets longer", x=0.01, ha="left", fontsize=13)
     figure.tight_layout()
@@ -120,9 +120,8 @@ def _growth(results: ContenderResults, plots: Plots) -> None:
 
 
 def _line_colours(results: ContenderResults) -> dict[str, str]:
-    fixed = {"ours": OURS, "coalesce": OURS_TOO, "bare": LIMIT}
-    others = [key for key in results.keys if key not in fixed]
-    return fixed | dict(zip(others, TELLABLE, strict=False))
+    others = [key for key in results.keys if key not in COLOURS]
+    return COLOURS | dict(zip(others, TELLABLE, strict=False))
 
 
 def _lines(axes: Axes, results: ContenderResults, name: str, colours: dict[str, str]) -> None:

@@ -9,7 +9,7 @@ from attrs import define, field
 
 from .plotting import LIMIT, OTHERS, OURS, OURS_TOO
 
-_COLOURS: Final = {"ours": OURS, "coalesce": OURS_TOO, "bare": LIMIT}
+COLOURS: Final = {"ours": OURS, "coalesce": OURS_TOO, "bare": LIMIT}
 _ORDER: Final = ("ours", "coalesce", "bare")
 Cell = dict[str, Any]
 
@@ -43,7 +43,7 @@ class ContenderResults:
 
     def colour(self, key: str) -> str:
         """Return the colour of its bars."""
-        return _COLOURS.get(key, OTHERS)
+        return COLOURS.get(key, OTHERS)
 
     def cell(self, scenario: str, network: str, tasks: int, key: str) -> Cell:
         """Return what was measured, or why it was not."""

@@ -50,10 +50,10 @@ def readme_block(data: dict[str, Any]) -> str:
     head = [
         "",
         "round trips: start / turn / last 50 / list",
-        "a turn: p50",
-        f"a turn over {added} ms: p50",
+        "a turn",
+        f"over {added} ms",
         f"turns/s, {many} tasks",
-        "client CPU of a turn",
+        "client CPU",
     ]
     rows = []
     for key in results.keys:
@@ -63,16 +63,17 @@ def readme_block(data: dict[str, Any]) -> str:
             [
                 _named(results, key),
                 " / ".join(str(each.get("round_trips", "–")) for each in trips),
-                _figure(alone, "p50_ms", " ms"),
-                _figure(results.cell("append", "proxy", 1, key), "p50_ms", " ms"),
-                _figure(results.cell("append", "loopback", many, key), "per_second"),
-                _figure(alone, "cpu_us", " µs"),
+                _beside(alone, "p50", "p50_ms", " ms"),
+                _beside(results.cell("append", "proxy", 1, key), "p50", "p50_ms", " ms"),
+                _beside(results.cell("append", "loopback", many, key), "per_second"),
+                _beside(alone, "cpu", "cpu_us", " µs"),
             ]
         )
     words = "A turn: round trips, time over a network, turns a second"
     where = (
         f"PostgreSQL {data['server']['server_version'].split()[0]} with durable commits,"
-        f" {data['machine']['cores']} cores shared by client and server, {data['date']}."
+        f" {data['machine']['cores']} cores shared by client and server, {data['date']}; medians."
+        " × is a multiple of bare psycopg, which sends the same statement."
         " All scenarios, machine and versions: [benchmarks](docs/benchmarks.md)."
     )
     return "\n\n".join([f"![{words}](docs/benchmarks/turn.svg)", table(head, rows), where])
@@ -275,6 +276,13 @@ def _figure(cell: Cell, name: str, unit: str = "") -> str:
     return f"{short(cell[name])}{unit}" if name in cell else "–"
 
 
+def _beside(cell: Cell, ratio: str, name: str | None = None, unit: str = "") -> str:
+    """Write a figure, and what it is beside the limit's."""
+    figure = _figure(cell, name or ratio, unit)
+    middle = _middle(cell, f"{ratio}_ratio")
+    return figure if middle in {"–", "1×"} else f"{figure}, {middle}"
+
+
 def _middle(cell: Cell, name: str) -> str:
     return f"{short(cell[name][1])}×" if name in cell else "–"
 
@@ -283,4 +291,6 @@ def _ratio(cell: Cell, name: str) -> str:
     if name not in cell:
         return "–"
     low, middle, high = cell[name]
+    if middle < 0.1:
+        return f"{middle:.3f} ({low:.3f}–{high:.3f})"
     return f"{middle:.2f} ({low:.2f}–{high:.2f})"

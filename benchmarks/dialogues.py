@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from attrs import frozen
+from attrs import field, frozen
 
 from .contenders.contender import Said
 
@@ -27,16 +27,20 @@ class Dialogues:
 
     origin: str
     texts: Sequence[Sequence[Said]]
+    _pairs: Sequence[tuple[Said, Said]] = field(init=False)
 
-    def turns(self) -> Iterator[tuple[Said, Said]]:
-        """Give turns without end: what a user said, and what the assistant said next."""
-        pairs = [
+    @_pairs.default
+    def _take_apart(self) -> Sequence[tuple[Said, Said]]:
+        return [
             (first, second)
             for said in self.texts
             for first, second in itertools.pairwise(said)
             if (first[0], second[0]) == _SPEAKERS
         ]
-        return itertools.cycle(pairs)
+
+    def turns(self) -> Iterator[tuple[Said, Said]]:
+        """Give turns without end: what a user said, and what the assistant said next."""
+        return itertools.cycle(self._pairs)
 
     def long(self, length: int) -> list[Said]:
         """Return one conversation of so many messages, put together from turns."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 import time
+from statistics import median
 from typing import Any
 
 from attrs import evolve
 
 from .contenders.contender import CannotDoError, Handle
-from .measuring import Operation, percentile
+from .measuring import Operation
 from .plan import Plan
 from .rounds import failure, run_rounds
 from .scenarios import Stage
@@ -47,8 +48,8 @@ class Growth:
                     if course.cannot is not None:
                         self._ended[key] = course.cannot
                         continue
-                    all_of_it = [one for each in course.slices.values() for one in each.latencies]
-                    rows[key][f"{name}_ms"] = round(percentile(all_of_it, 0.5) * 1e3, 4)
+                    p50 = median(each.p50 for each in course.slices.values())
+                    rows[key][f"{name}_ms"] = round(p50 * 1e3, 4)
             for key, why in self._ended.items():
                 rows[key]["cannot"] = why
             results += rows.values()

@@ -74,6 +74,15 @@ async def measure(operation: Operation, *, tasks: int, seconds: float) -> Slice:
     return Slice(latencies, clock() - begin, time.process_time() - cpu)
 
 
+def settle() -> None:
+    """Take what there is out of the collector's sight: modules, and what contenders keep.
+
+    Or each collection would look through the libraries of all contenders, for whoever is measured.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 async def warm_up(operation: Operation, *, tasks: int, times: int, seconds: float) -> float:
     """Do it so often in each task, or for so long; return the seconds of CPU of one operation."""
     done = 0

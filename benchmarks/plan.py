@@ -19,6 +19,8 @@ class Plan:
     rounds: int
     """How often each contender has a slice of each scenario, if it is not too slow."""
     slice_seconds: float
+    warm_seconds: float
+    """So long a contender may take to warm up for a scenario."""
     drain_seconds: float
     """A scenario is left out for who would need longer for one operation of each task."""
     seed_seconds: float
@@ -39,7 +41,8 @@ class Plan:
 FULL: Final = Plan(
     name="full",
     rounds=5,
-    slice_seconds=0.3,
+    slice_seconds=0.25,
+    warm_seconds=1.5,
     drain_seconds=3,
     seed_seconds=20,
     conversations=100_000,
@@ -53,6 +56,7 @@ QUICK: Final = Plan(
     tasks_behind_proxy=(1,),
     rounds=3,
     slice_seconds=0.06,
+    warm_seconds=0.3,
     drain_seconds=0.5,
     seed_seconds=1.5,
     read=300,
@@ -70,6 +74,7 @@ TINY: Final = Plan(
     connections=4,
     rounds=2,
     slice_seconds=0.02,
+    warm_seconds=5,
     drain_seconds=5,
     seed_seconds=5,
     listed=30,

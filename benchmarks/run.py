@@ -19,6 +19,7 @@ from .dialogues import Dialogues
 from .durable_server import settings_of
 from .growth import Growth
 from .machine import machine, occasion
+from .measuring import settle
 from .plan import Plan
 from .rounds import failure, figures, run_rounds
 from .scenarios import COUNTED_CONNECTIONS, SCENARIOS, Stage, count_round_trips
@@ -82,11 +83,12 @@ class Run:
             self.report("prepare")
             for stage in self._stages.values():
                 await stage.prepare()
-                self._say(f"  {stage.key}: {stage.among} conversations {stage.cannot or ''}")
+                self.report(f"  {stage.key}: {stage.among} conversations {stage.cannot or ''}")
             if "cells" in parts:
                 await self._measure_cells(scenarios, "loopback", self._plan.tasks)
             if "bulk" in parts:
                 self.report("bulk")
+                settle()
                 self.results["bulk"] = await load_in_rounds(
                     self._stages, chance=self._chance, rounds=_BULK_ROUNDS
                 )
@@ -94,6 +96,7 @@ class Run:
                 await self._measure_writers()
             if "growth" in parts:
                 self.report("growth")
+                settle()
                 self.results["growth"] = await Growth(
                     self._stages, self._plan, self._chance
                 ).measure()
@@ -124,8 +127,6 @@ class Run:
                 await stage.contender.open(dsn, connections=connections or self._plan.connections)
                 stage.cpu.clear()
                 opened.append(stage)
-            gc.collect()
-            gc.freeze()  # the modules of one contender are no work for the garbage of another
             yield
         finally:
             gc.unfreeze()
@@ -142,6 +143,7 @@ class Run:
                         await stage.warm_up(scenario)
                     except Exception as error:  # noqa: BLE001 - it is that contender's result
                         stage.cannot[scenario] = failure(error)
+            settle()
             for tasks in all_tasks:
                 self.report(f"{network}: {SCENARIOS[scenario]}, {tasks} at once")
                 await self._measure_cell(scenario, network, tasks)
@@ -167,6 +169,7 @@ class Run:
 
     async def _count(self, scenarios: list[str], proxy: DelayingProxy) -> None:
         self.report("count round trips")
+        settle()
         for scenario in scenarios:
             for key, stage in self._stages.items():
                 counted = await count_round_trips(stage, scenario, proxy.count, proxy.round_trips)
@@ -188,6 +191,7 @@ class Run:
 
     async def _measure_writers(self) -> None:
         self.report(f"{self._plan.writers} writers on one conversation")
+        settle()
         rows: list[dict[str, Any]] = []
         for number in range(_WRITER_ROUNDS):
             order = list(self._stages)

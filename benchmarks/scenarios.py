@@ -138,7 +138,7 @@ class Stage:
         tasks = self.plan.connections
         operation = self.operation(scenario, tasks)
         self.cpu[scenario] = await warm_up(
-            operation, tasks=tasks, times=_WARM, seconds=self.plan.drain_seconds
+            operation, tasks=tasks, times=_WARM, seconds=self.plan.warm_seconds
         )
 
 
