@@ -106,19 +106,39 @@ def users_to_list(connection: Connection, schema: str, seeded: Seeded) -> dict[s
     return names
 
 
+def check_lists(connection: Connection, trials: Sequence[Trial], users: Mapping[str, str]) -> None:
+    """Check that all layouts give the same lists."""
+    for user_id in users.values():
+        for status in (None, "archived"):
+            lists = {
+                tuple(
+                    row[0]
+                    for row in connection.execute(
+                        trial.layout.list_text(trial.schema, status=status is not None),
+                        _listing(user_id, status),
+                    ).fetchall()
+                )
+                for trial in trials
+            }
+            assert len(lists) == 1, (user_id, status, lists)
+
+
+def _listing(user_id: str, status: str | None) -> dict[str, object]:
+    parameters: dict[str, object] = {
+        "owner": user_id,
+        "last_activity": "infinity",
+        "conversation_id": Int8((1 << 63) - 1),
+        "limit": Int8(LIST_PAGE),
+    }
+    return parameters if status is None else parameters | {"status": status}
+
+
 def list_costs(connection: Connection, trial: Trial, users: Mapping[str, str]) -> dict[str, Any]:
     """Return pages and milliseconds of listing, the first time and then again."""
     costs: dict[str, Any] = {}
     for size, user_id in users.items():
         for status in (None, "archived"):
-            parameters: dict[str, object] = {
-                "owner": user_id,
-                "last_activity": "infinity",
-                "conversation_id": Int8((1 << 63) - 1),
-                "limit": Int8(LIST_PAGE),
-            }
-            if status is not None:
-                parameters["status"] = status
+            parameters = _listing(user_id, status)
             text = trial.layout.list_text(trial.schema, status=status is not None)
             pages = [_pages(connection, text, parameters) for _ in range(2)]
             seconds = [_seconds(connection, text, parameters) for _ in range(15)]
@@ -273,6 +293,7 @@ def measured(dsn: str, size: Size, layouts: Sequence[Layout]) -> dict[str, Any]:
         ]
         order = conversations_in_turn(seeded, active)
         users = users_to_list(connection, trials[0].schema, seeded)
+        check_lists(connection, trials, users)
         for trial in trials:
             trial.found["size_seeded"] = sizes(connection, trial)
             trial.found["list_seeded"] = list_costs(connection, trial, users)
@@ -313,9 +334,7 @@ def _summary(trial: Trial, first: Trial) -> dict[str, Any]:
     def durable() -> dict[str, float]:
         return {
             "alone_p50_ms": round(1000 * statistics.median(trial.alone), 3),
-            "alone_ratio": ratio(
-                [statistics.median(trial.alone)], [statistics.median(first.alone)]
-            ),
+            "alone_ratio": ratio(trial.alone, first.alone),
             "16_tasks_p50_ms": round(1000 * statistics.median(trial.together), 3),
             "16_tasks_ratio": ratio(trial.together, first.together),
             "16_tasks_rate_ratio": ratio(trial.rates, first.rates),

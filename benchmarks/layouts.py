@@ -61,7 +61,7 @@ def _binned(length: str) -> str:
 
 
 def _filled(percent: int) -> str:
-    return _FILL.format(percent=percent).replace("{{schema}}", "{schema}")
+    return _FILL.format(percent=percent)
 
 
 LAYOUTS: Final = (
