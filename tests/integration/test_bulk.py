@@ -62,12 +62,20 @@ async def counts(dsn: str) -> tuple[int, int]:
 
 
 async def terminate(dsn: str) -> None:
-    """End the connections of the stores."""
+    """End the connections that the stores have now, and wait until they are no more."""
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
-        await connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        cursor = await connection.execute(
+            "SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE application_name = 'conversation-store'"
         )
+        ended = [pid for pid, _ in await cursor.fetchall()]
+        left = True
+        while left:
+            await asyncio.sleep(0.01)
+            cursor = await connection.execute(
+                "SELECT pid FROM pg_stat_activity WHERE pid = ANY(%s)", (ended,)
+            )
+            left = bool(await cursor.fetchall())
 
 
 @pytest.fixture
