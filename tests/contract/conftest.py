@@ -12,7 +12,7 @@ from store_fixtures import AWKWARD_SCHEMA, open_store
 
 from conversation_store import AsyncUnitOfWork, ConversationStore
 
-POSTGRES = ["postgres", "awkward_schema", "coalescing", "always_coalescing"]
+POSTGRES = ["postgres", "awkward_schema", "always_coalescing"]
 """The kinds of store that have a pool on the server."""
 
 
@@ -63,7 +63,8 @@ async def store(request: pytest.FixtureRequest) -> AsyncIterator[Any]:
         yield opened
 
 
-@pytest.fixture(params=["memory", *POSTGRES])
+# Coalescing as it is comes into play where several units of work write at a time.
+@pytest.fixture(params=["memory", *POSTGRES, "coalescing"])
 async def shared_store(request: pytest.FixtureRequest) -> AsyncIterator[ConversationStore]:
     """Give an empty store of each kind that several units of work use at a time."""
     if request.param == "memory":
