@@ -286,7 +286,7 @@ def main() -> None:
         what, count, dsn = arguments.grow
         asyncio.run(grow(dsn, what, int(count)))
         return
-    count, rounds, memory_count = (2_500, 3, 2_000) if arguments.quick else (10_000, 9, 4_000)
+    count, rounds, memory_count = (1_000, 3, 400) if arguments.quick else (10_000, 9, 4_000)
     with EmbeddedPostgres(settings=SETTINGS) as server:
         asyncio.run(migrate(server.dsn))
         memory = peaks(server.dsn, memory_count)
