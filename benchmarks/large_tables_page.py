@@ -15,7 +15,7 @@ from .machine import RESULTS
 
 PAGE: Final = Path(__file__).resolve().parents[1] / "docs" / "large-tables.md"
 PICTURES: Final = "../benchmarks/results"
-NAMES: Final = ("table_growth", "storage", "indexes", "write_run")
+NAMES: Final = ("table_growth", "storage", "indexes", "write_run", "naptime_1min", "naptime_15s")
 
 Result = Mapping[str, Any]
 
@@ -27,7 +27,7 @@ def read(folder: Path = RESULTS) -> dict[str, Any]:
 
 def page(results: Mapping[str, Result]) -> str:
     """Return the page as Markdown."""
-    growth, storage, indexes, run = (results[name] for name in NAMES)
+    growth, storage, indexes, run, *naptimes = (results[name] for name in NAMES)
     return "\n".join(
         (
             "# Large tables",
@@ -40,6 +40,7 @@ def page(results: Mapping[str, Result]) -> str:
             *_storage(growth, storage),
             *_indexes(indexes),
             *_run(run),
+            *_naptimes(naptimes),
             *_measured_on(results),
         )
     )
@@ -260,6 +261,43 @@ def _run(result: Result) -> list[str]:
         "",
         f"![Latency, dead rows and sizes over the run]({PICTURES}/write_run.svg)",
         "",
+    ]
+
+
+def _naptimes(runs: Sequence[Result]) -> list[str]:
+    """Compare runs after the same number of updates."""
+    table = "ai_conversations"
+    enough = min(run["summary"][table]["updates"] for run in runs)
+    rows = []
+    for run in runs:
+        sample = next(s for s in run["samples"] if s["tables"][table]["updates"] >= enough)
+        state = sample["tables"][table]
+        sizes = sample["bytes_of_indexes"]
+        rows.append(
+            [
+                run["about"]["settings"]["autovacuum_naptime"],
+                f"{state['autovacuums']}",
+                f"{run['summary'][table]['most_dead']:,}",
+                *(
+                    _number(round(size / state["rows"], 1))
+                    for size in (
+                        state["bytes_of_rows"],
+                        sizes["ai_conversations_pkey"],
+                        sizes["ai_conversations_session_key"],
+                        sizes["ai_conversations_activity_idx"],
+                    )
+                ),
+            ]
+        )
+    head = ["naptime", "passes", "most dead", "row", "primary key", "session", "activity"]
+    return [
+        _prose(f"""
+            Autovacuum looks for work once in `autovacuum_naptime`, a minute by default. Under
+            such a load that is what decides how many rows are dead, and not the settings of a
+            table: each time there is enough to do. Two shorter runs after {enough:,} updates
+            of `ai_conversations`, bytes by row that is alive:"""),
+        "",
+        *_table(head, rows),
     ]
 
 
