@@ -284,7 +284,7 @@ def _naptimes(runs: Sequence[Result]) -> list[str]:
         "",
         *_table(head, rows),
         _prose("""
-            The rows and the other indexes keep their size. The activity index takes more:
+            The rows and the other indexes nearly keep their size. The activity index takes more:
             entries leave the pages where they were, and a page is used again when it is empty.
             `REINDEX INDEX CONCURRENTLY` packs it, if that should ever matter."""),
         "",
