@@ -38,7 +38,14 @@ CHAPTERS: Final = [
 ]
 
 
-OTHERS: Final = {"indexes.json", "storage.json", "table_growth.json", "write_run.json"}
+OTHERS: Final = {
+    "indexes.json",
+    "naptime_15s.json",
+    "naptime_1min.json",
+    "storage.json",
+    "table_growth.json",
+    "write_run.json",
+}
 """Of another document, docs/large-tables.md: see benchmarks/large_tables_page.py."""
 
 

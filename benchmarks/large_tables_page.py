@@ -15,7 +15,7 @@ from .table_runs import RESULTS
 
 PAGE: Final = Path(__file__).resolve().parents[1] / "docs" / "large-tables.md"
 PICTURES: Final = "../benchmarks/results"
-NAMES: Final = ("table_growth", "storage", "indexes", "write_run")
+NAMES: Final = ("table_growth", "storage", "indexes", "write_run", "naptime_1min", "naptime_15s")
 
 Result = Mapping[str, Any]
 
@@ -27,7 +27,7 @@ def read(folder: Path = RESULTS) -> dict[str, Any]:
 
 def page(results: Mapping[str, Result]) -> str:
     """Return the page as Markdown."""
-    growth, storage, indexes, run = (results[name] for name in NAMES)
+    growth, storage, indexes, run, *naptimes = (results[name] for name in NAMES)
     return "\n".join(
         (
             "# Large tables",
@@ -40,6 +40,7 @@ def page(results: Mapping[str, Result]) -> str:
             *_storage(growth, storage),
             *_indexes(indexes),
             *_run(run),
+            *_naptimes(naptimes),
             *_measured_on(results),
         )
     )
@@ -263,13 +264,49 @@ def _run(result: Result) -> list[str]:
     ]
 
 
+def _naptimes(runs: Sequence[Result]) -> list[str]:
+    """Compare runs after the same number of updates, and with what they began with."""
+    table = "ai_conversations"
+    enough = min(run["summary"][table]["updates"] for run in runs)
+    rows = [["at the start", "", "", *_parts(runs[0]["samples"][0])]]
+    for run in runs:
+        sample = next(s for s in run["samples"] if s["tables"][table]["updates"] >= enough)
+        naptime = run["about"]["settings"]["autovacuum_naptime"]
+        passes = _number(sample["tables"][table]["autovacuums"])
+        rows.append([naptime, passes, _number(run["summary"][table]["most_dead"]), *_parts(sample)])
+    head = ["naptime", "passes", "most dead", "row", "primary key", "session", "activity"]
+    return [
+        _prose(f"""
+            Autovacuum looks for work once in `autovacuum_naptime`, a minute by default. Under
+            such a load that decides how many rows are dead, and not the settings of a table:
+            each time there is enough to do. Two shorter runs after {enough:,} updates of
+            `ai_conversations`, bytes by row that is alive:"""),
+        "",
+        *_table(head, rows),
+        _prose("""
+            The rows and the other indexes nearly keep their size. The activity index takes more:
+            entries leave the pages where they were, and a page is used again when it is empty.
+            `REINDEX INDEX CONCURRENTLY` packs it, if that should ever matter."""),
+        "",
+    ]
+
+
+def _parts(sample: Mapping[str, Any]) -> list[str]:
+    table, indexes = sample["tables"]["ai_conversations"], sample["bytes_of_indexes"]
+    sizes = (
+        table["bytes_of_rows"],
+        *(indexes[f"ai_conversations_{name}"] for name in ("pkey", "session_key", "activity_idx")),
+    )
+    return [_number(round(size / table["rows"], 1)) for size in sizes]
+
+
 def _measured_on(results: Mapping[str, Result]) -> list[str]:
     lines = ["## Measured on", ""]
     for name, result in results.items():
         about = result["about"]
         settings = about["settings"]
         lines.append(
-            f"- `benchmarks/{name}.py`, {about['date']}: {about['processor']}, "
+            f"- `benchmarks/results/{name}.json`, {about['date']}: {about['processor']}, "
             f"{about['cores']} cores; PostgreSQL {about['postgresql']} (fsync "
             f"{settings['fsync']}, synchronous_commit {settings['synchronous_commit']}, "
             f"shared_buffers {settings['shared_buffers']}), Python {about['python']}, psycopg "

@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,12 +43,12 @@ def parser_of(name: str, purpose: str) -> argparse.ArgumentParser:
 
 
 @contextmanager
-def server(dsn: str | None) -> Iterator[str]:
+def server(dsn: str | None, settings: Mapping[str, str] | None = None) -> Iterator[str]:
     """Give a server to measure on: the one named, or one that flushes every commit to disk."""
     if dsn is not None:
         yield dsn
         return
-    with EmbeddedPostgres(durable=True, settings=SETTINGS) as embedded:
+    with EmbeddedPostgres(durable=True, settings=SETTINGS | dict(settings or {})) as embedded:
         yield embedded.dsn
 
 

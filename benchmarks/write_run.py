@@ -46,6 +46,8 @@ _STATE: Final = """SELECT s.relname, s.n_live_tup, s.n_dead_tup, s.n_tup_upd, s.
     s.autovacuum_count, s.autoanalyze_count,
     pg_relation_size(s.relid), pg_indexes_size(s.relid)
 FROM pg_stat_user_tables AS s WHERE s.schemaname = %s AND s.relname = ANY(%s)"""
+_INDEXES: Final = """SELECT indexrelname, pg_relation_size(indexrelid)
+FROM pg_stat_user_indexes WHERE schemaname = %s AND relname = ANY(%s)"""
 _STATE_NAMES: Final = (
     "live",
     "dead",
@@ -137,6 +139,8 @@ async def samples(
                 name: dict(zip(_STATE_NAMES, values, strict=True))
                 for name, *values in await cursor.fetchall()
             }
+            cursor = await connection.execute(_INDEXES, [SCHEMA, list(TABLES)])
+            indexes: dict[str, int] = dict(await cursor.fetchall())
             done = load.done
             tables["ai_conversations"]["rows"] = seeded.conversations + done["start"]
             tables["ai_messages"]["rows"] = seeded.messages + 2 * done["append"] + done["start"]
@@ -147,6 +151,7 @@ async def samples(
                     "append": milliseconds(recent["append"]),
                     "list": milliseconds(recent["list"]),
                     "tables": tables,
+                    "bytes_of_indexes": indexes,
                 }
             )
     return taken
@@ -277,11 +282,12 @@ def main() -> None:
     """Run, and keep the result and its plot."""
     parser = parser_of("write_run", "A long run of writes, and whether autovacuum keeps up.")
     parser.add_argument("--minutes", type=float, help="10; a third of one with --quick")
+    parser.add_argument("--naptime", default="1min", help="autovacuum_naptime of our own server")
     given = parser.parse_args()
     size = QUICK_SIZE if given.quick else SIZE
     seconds = 60 * (given.minutes or (1 / 3 if given.quick else 10))
     every = seconds / 10 if given.quick else 5.0
-    with server(given.dsn) as dsn:
+    with server(given.dsn, {"autovacuum_naptime": given.naptime}) as dsn:
         result = {
             "about": about(dsn, given.note),
             **asyncio.run(measured(dsn, size, seconds, every)),
