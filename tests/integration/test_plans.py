@@ -40,7 +40,8 @@ from conversation_store import (
     start_conversation,
     update_conversation,
 )
-from conversation_store.adapters.postgres import statement
+from conversation_store.adapters.postgres import flush, statement
+from conversation_store.adapters.postgres.flush import MOST_TURNS, Seat
 from conversation_store.adapters.postgres.migrate import migration_sql
 from conversation_store.adapters.postgres.sql import Texts
 from conversation_store.adapters.postgres.statement import Command, Cursor
@@ -125,7 +126,10 @@ class Explain:
 
     async def __call__(self, call: Call, planning: Planning, user_id: str | None = None) -> Plan:
         """Return the plan, carried out and then undone."""
-        command = await self.command(call, user_id)
+        return await self.plan_of(await self.command(call, user_id), planning)
+
+    async def plan_of(self, command: Command, planning: Planning) -> Plan:
+        """Return the plan of a statement, carried out and then undone."""
         assert command.parameters is not None
         connection = await psycopg.AsyncConnection.connect(self.dsn)
         async with connection:
@@ -151,8 +155,12 @@ class Explain:
                 raise CaughtError(command)
             await real(cursor, command)
 
+        async def catch_alone(_connection: Any, _cursors: list[Cursor], command: Command) -> None:
+            raise CaughtError(command)
+
         with self.monkeypatch.context() as patched:
             patched.setattr(statement, "execute", catch)
+            patched.setattr(statement, "execute_alone", catch_alone)
             with pytest.raises(CaughtError) as caught:
                 await call(self.store.unit_of_work(user_id=user_id))
         return caught.value.command
@@ -411,6 +419,35 @@ async def test_append_messages(
         )
 
     check(await explain(call, planning, user_id), rows=2, buffers=120)
+
+
+@plannings
+@pytest.mark.parametrize("user_id", [None, "u-18"], ids=["unscoped", "scoped"])
+@pytest.mark.parametrize("apart", [True, False], ids=["apart", "one conversation"])
+@pytest.mark.parametrize("request_id", [None, "new"], ids=["plain", "request"])
+async def test_append_together(
+    explain: Explain, planning: Planning, user_id: str | None, apart: bool, request_id: str | None
+) -> None:
+    """A flush costs each of its turns no more than it would cost alone."""
+    seats: list[Seat] = []
+    for number in range(MOST_TURNS):
+        async with explain.store.unit_of_work(user_id=user_id) as uow:
+            request = None if request_id is None else f"{request_id}-{number}"
+            pending: Any = uow.messages.append(
+                5_117 + 150 * (number if apart else MOST_TURNS), turn(number), request_id=request
+            )
+            await uow.rollback()
+        write = pending.write
+        write.ids = range(number * 2 + 20_000_000, number * 2 + 20_000_002)
+        seats.append(Seat(write, write.bind(write.ids), write.conversation_id, number))
+    plan = await explain.plan_of(
+        Command(Texts(SCHEMA).append_together, flush._together(seats)), planning
+    )
+    assert plan["Actual Rows"] == MOST_TURNS
+    # What its parts write after the last row was returned, the whole does not count.
+    buffers = sum(part["Shared Hit Blocks"] + part["Shared Read Blocks"] for part in plan["Plans"])
+    assert buffers <= MOST_TURNS * 80
+    check(plan, rows=2 * MOST_TURNS, buffers=MOST_TURNS * 80)
 
 
 @plannings
