@@ -137,8 +137,9 @@ class Flush:
             raise
         finally:
             if is_known:
-                for number, *placed in await rows_of(cursors[0]):
-                    seats[number].placed = tuple(placed)
+                for cursor in cursors:  # none, where the statement was refused
+                    for number, *placed in await rows_of(cursor):
+                        seats[number].placed = tuple(placed)
                 self.outcome, self.error = Outcome.ROLLED_BACK, None
 
 
