@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-
-from conversation_store import ConversationStore
-
 from .conversation_store import ConversationStoreContender
-
-if "coalesce" not in inspect.signature(ConversationStore.connect).parameters:
-    raise ImportError("ConversationStore.connect has no coalesce yet")
 
 
 class CoalescingContender(ConversationStoreContender):
