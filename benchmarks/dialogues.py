@@ -9,9 +9,11 @@ import os
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from attrs import field, frozen
+
+from conversation_store import MessageRecord
 
 from .contenders.contender import Said
 
@@ -49,13 +51,30 @@ class Dialogues:
 
 def read_dialogues() -> Dialogues:
     """Read the dialogues that lie beside the checkout, or make some up."""
-    beside = os.environ.get("CONVERSATION_STORE_SHARED", PROJECT.parent / "shared")
-    real = Path(beside, "data", "sgd_2000.jsonl.gz")
-    if not real.exists():
+    real = _real()
+    if real is None:
         return made_up()
     with gzip.open(real, "rt", encoding="utf-8") as lines:
         texts = [_spoken(json.loads(line)) for line in lines]
     return Dialogues("Schema-Guided Dialogue", texts)
+
+
+def read_messages() -> list[MessageRecord]:
+    """Read the messages of dialogues with all that they have: intents and slots, no times."""
+    real = _real()
+    text = _EXAMPLES.read_bytes() if real is None else gzip.decompress(real.read_bytes())
+    fields = ("role", "content", "intent_type", "slots")
+    return [
+        cast("MessageRecord", {name: message.get(name) for name in fields})
+        for line in text.splitlines()
+        for message in json.loads(line)["messages"]
+    ]
+
+
+def _real() -> Path | None:
+    beside = os.environ.get("CONVERSATION_STORE_SHARED", PROJECT.parent / "shared")
+    real = Path(beside, "data", "sgd_2000.jsonl.gz")
+    return real if real.exists() else None
 
 
 def made_up() -> Dialogues:

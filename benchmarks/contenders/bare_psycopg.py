@@ -26,7 +26,7 @@ from conversation_store.adapters.postgres.sql import Texts
 
 from .contender import Contender, Handle, Said
 
-_SCHEMA: Final = "bare"
+SCHEMA: Final = "bare"
 _BEYOND: Final = Int8(2**63 - 1)
 _PAGE: Final = Int8(1000)
 _POSITION, _ROLE, _CONTENT = 2, 3, 4
@@ -39,7 +39,7 @@ class BarePsycopgContender(Contender):
     package = "psycopg"
 
     async def open(self, dsn: str, *, connections: int) -> None:
-        async with ConversationStore.connect(dsn, schema=_SCHEMA) as store:
+        async with ConversationStore.connect(dsn, schema=SCHEMA) as store:
             await store.migrate()
         self._pool: AsyncConnectionPool[Any] = AsyncConnectionPool(
             dsn,
@@ -49,7 +49,7 @@ class BarePsycopgContender(Contender):
             kwargs={"autocommit": True},
         )
         await self._pool.open(wait=True)
-        self._texts = Texts(_SCHEMA)
+        self._texts = Texts(SCHEMA)
         self._latest, self._list = _of_values(self._texts.latest), _of_values(self._texts.list)
         self._ids = range(0)
         self._drawing = asyncio.Lock()
@@ -116,7 +116,7 @@ class BarePsycopgContender(Contender):
         ids = await self._take(len(conversations) + sum(len(said) for _, _, said in conversations))
         conversation_ids, message_ids = ids[: len(conversations)], iter(ids[len(conversations) :])
         now = datetime.now(UTC)
-        schema = sql.Identifier(_SCHEMA)
+        schema = sql.Identifier(SCHEMA)
         async with (
             self._pool.connection() as connection,
             connection.transaction(),

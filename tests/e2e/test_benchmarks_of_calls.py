@@ -83,6 +83,17 @@ def test_the_cpu_of_calls_is_put_to_accounts(database: str) -> None:
     assert found["latest_messages, 1,000"]["rows to entities"] > 0
 
 
+def test_messages_with_slots_are_read_beside_the_driver(database: str) -> None:
+    """Both read what was stored; there is a ratio for each page."""
+    record, with_slots = overhead.messages_with_slots()
+    found = asyncio.run(overhead.beside_the_driver(database, 1))
+
+    assert len(record["messages"]) == 1000
+    assert 0 < with_slots <= 1000
+    assert len(found) == 2
+    assert all(ratio > 0 for ratio in found.values())
+
+
 def test_owners_are_known_wherever_the_package_lies() -> None:
     """In a checkout as in an installation."""
     for folder in (Path("/x/site-packages/conversation_store"), PROJECT / "src"):
