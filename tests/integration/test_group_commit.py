@@ -238,6 +238,44 @@ async def test_a_locked_conversation_holds_up_no_other(crowd: Crowd, locked: int
     assert await stored(crowd) == 2 * (3 * locked + 2 * len(free))
 
 
+async def test_lone_turns_that_wait_for_a_lock_hold_up_no_other(crowd: Crowd) -> None:
+    """After a moment the next goes without them, but none of their own conversations."""
+    held = crowd.chats[:MOST_AWAY]
+    with crowd.count() as wire:
+        async with crowd.locked(*held), asyncio.timeout(5):
+            waiting = []
+            for chat in held:
+                waiting.append(crowd.send(chat))
+                await asyncio.sleep(0.05)
+            for chat in crowd.chats[MOST_AWAY:]:
+                await crowd.send(chat).task
+            assert not any(sending.task.done() for sending in waiting)
+            sent = wire.statements
+            waiting.append(crowd.send(held[0], turn(2)))
+            await asyncio.sleep(0.05)
+            assert wire.statements == sent
+        ends = await ends_of(waiting)
+    assert [messages[0].position for messages in ends] == [1] * len(held) + [3]
+
+
+async def test_turns_that_a_flush_passed_over_stay_before_those_that_came_later(
+    crowd: Crowd,
+) -> None:
+    """What waits for its conversation is stored in the order in which it came."""
+    chat, texts = crowd.chats[0], crowd.adapter._texts
+    texts.append_together += b", (SELECT pg_sleep(0.2)) AS slow"
+    async with crowd.locked(chat):
+        others = [crowd.send(crowd.chats[1]), crowd.send(crowd.chats[2])]
+        sent = [crowd.send(chat, turn(n)) for n in range(4)]
+        await asyncio.sleep(0.1)
+        assert not others[1].task.done()
+        sent += [crowd.send(chat, turn(n)) for n in range(4, 7)]
+        await asyncio.sleep(0.2)
+    ends = await ends_of(sent)
+    assert [messages[0].position for messages in ends] == [1, 3, 5, 7, 9, 11, 13]
+    await ends_of(others)
+
+
 async def test_who_waits_costs_nothing(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a turn waits behind one of its conversation, the event loop sleeps."""
     looked = 0
@@ -484,6 +522,33 @@ async def test_a_flush_that_a_host_cancels_is_no_harm(
         ends = await ends_of(sent)
     assert [task.cancelled() for task in tasks] == [True]
     assert all(messages[0].position == 1 for messages in ends)
+    assert await stored(crowd) == 2 * len(sent)
+
+
+async def test_a_flush_that_was_cut_off_is_unknown(
+    crowd: Crowd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cancelled again before the server said how it ended, it is not sent again on a guess."""
+    tasks: list[asyncio.Task[None]] = []
+    depart = crowd.group._depart
+
+    def caught(flush: Any) -> None:
+        depart(flush)
+        if flush.task is not None:
+            tasks.append(flush.task)
+
+    monkeypatch.setattr(crowd.group, "_depart", caught)
+    async with crowd.locked():
+        sent = [crowd.send(chat, request_id="r") for chat in crowd.chats]
+        await crowd.waiting_backends()
+        for _ in range(2):
+            tasks[0].cancel()
+            await asyncio.sleep(0)
+        errors = await ends_of(sent[1:])
+    await sent[0].task
+    assert {type(error) for error in errors} == {CommitOutcomeUnknown}
+    assert {sending.uow.outcome for sending in sent[1:]} == {Outcome.UNKNOWN}
+    await ends_of([crowd.send(chat, request_id="r") for chat in crowd.chats])
     assert await stored(crowd) == 2 * len(sent)
 
 
