@@ -42,7 +42,7 @@ from .connections import (
     is_usable,
 )
 from .conversations import PsycopgConversationRepository
-from .errors import MISUSE, is_contested, translate
+from .errors import MISUSE, caused, is_contested, translate
 from .group_commit import GroupCommit
 from .ids import IdSource, draw_blocks
 from .messages import PsycopgMessageRepository
@@ -60,6 +60,7 @@ from .statement import (
     fetch_rows,
     new_cursor,
 )
+from .steps import has_trial, loser_of, statement_of
 
 _numbers: Final = itertools.count(1)
 """Of units inside the host's transactions, in this process."""
@@ -166,18 +167,17 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
             return
         writes = [step for step in steps if isinstance(step, RegisteredWrite)]
         group = self._group_commit
-        if group is None or len(writes) > 1 or not _statement(writes[0]).read_placed:
+        if group is None or len(writes) > 1 or not statement_of(writes[0]).read_placed:
             await self._send_alone(writes)
         else:
             await self._send_with_others(group, writes[0])
 
     async def _send_with_others(self, group: GroupCommit, step: RegisteredWrite[Any]) -> None:
-        statement = _statement(step)
+        statement = statement_of(step)
         seat = group.enter(statement)
         try:
             if not await group.is_placed(seat):
                 await self._send_alone([step])
-                return
         except BaseException as error:
             if not seat.is_alone:
                 self._outcome = seat.outcome()
@@ -191,7 +191,7 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
             group.leave(seat)
 
     async def _send_alone(self, writes: list[RegisteredWrite[Any]]) -> None:
-        commands = [Command.of(_statement(step)) for step in writes]
+        commands = [Command.of(statement_of(step)) for step in writes]
         if len(commands) > 1:
             commands = [BEGIN, *commands, COMMIT]
         connection = await self._connections.borrow()
@@ -200,7 +200,7 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
             await execute_together(connection, cursors, commands)
             self._outcome = Outcome.COMMITTED
         except CommandFailedError as failure:
-            statements = [_statement(step) for step in writes]
+            statements = [statement_of(step) for step in writes]
             raise self._judge(failure.error, connection, statements) from failure.error
         except BaseException:
             self._outcome = judge_interrupted(cursors, connection)
@@ -209,7 +209,7 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
             try:
                 if self._outcome is Outcome.COMMITTED:
                     for step, cursor in zip(writes, cursors[len(commands) > 1 :], strict=False):
-                        step.carried_out(await _statement(step).result_of(cursor))
+                        step.carried_out(await statement_of(step).result_of(cursor))
             finally:
                 await self._connections.give_back(connection)
 
@@ -239,8 +239,8 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
             except CommandFailedError as failure:
                 step, _ = script[failure.index]
                 await self._take_results(script[: failure.index], cursors)
-                if not is_contested(failure.error) or sends == MAX_SENDS or not _has_trial(step):
-                    raise StepFailedError(_loser(step), _caused(failure.error)) from failure.error
+                if not is_contested(failure.error) or sends == MAX_SENDS or not has_trial(step):
+                    raise StepFailedError(loser_of(step), caused(failure.error)) from failure.error
                 # Before the contested write all went well: go on from it, with a new snapshot.
                 await self._undo_to(_TRIAL, keep=True)
                 script = script[failure.index :]
@@ -252,9 +252,9 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
     def _commands(self, step: Step) -> list[Command]:
         block = step.block
         if isinstance(step, RegisteredWrite):
-            statement = _statement(step)
+            statement = statement_of(step)
             command = Command.of(statement)
-            return [_SAVE_TRIAL, command, _RELEASE_TRIAL] if _has_trial(step) else [command]
+            return [_SAVE_TRIAL, command, _RELEASE_TRIAL] if has_trial(step) else [command]
         if isinstance(step, OpenBlock):
             block.opened = True
             # A number of its own: of two blocks side by side neither must meet the other's.
@@ -382,7 +382,7 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
     ) -> None:
         for (step, command), cursor in zip(script, cursors, strict=False):
             if isinstance(step, RegisteredWrite) and command.parameters is not None:
-                statement = _statement(step)
+                statement = statement_of(step)
                 step.carried_out(await statement.result_of(cursor))
                 self._sent.append(statement)
 
@@ -393,28 +393,3 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
         lost = is_lost(error, connection)
         self._outcome = Outcome.UNKNOWN if lost else Outcome.ROLLED_BACK
         return outcome_unknown(error, sent) if lost else translate(error)
-
-
-def _statement(step: RegisteredWrite[Any]) -> Statement[Any]:
-    statement = step.write
-    if not isinstance(statement, Statement):
-        raise TypeError(f"not a statement: {type(statement).__name__}")
-    return statement
-
-
-def _caused(error: psycopg.Error) -> ConversationStoreError:
-    translated = translate(error)
-    translated.__cause__ = error
-    return translated
-
-
-def _loser(step: Step) -> Block:
-    """Return the block that loses something if a step fails: of one that closed, the outer."""
-    if isinstance(step, CloseBlock) and step.block.parent is not None:
-        return step.block.parent
-    return step.block
-
-
-def _has_trial(step: Step) -> bool:
-    """Whether a write runs in a savepoint of its own, so that it can be sent again by itself."""
-    return isinstance(step, RegisteredWrite) and _statement(step).request_id is not None
