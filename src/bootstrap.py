@@ -66,9 +66,11 @@ class ConversationStore:
             timeout: seconds to wait for a free connection, then StoreTimeout.
             prepare_threshold: after how many uses the server keeps a statement prepared; None,
                 never, is for poolers in transaction mode before PgBouncer 1.21.
-            coalesce: store turns that come at the same time by one statement (group commit): more
-                turns a second where many tasks append at once; a turn that comes alone goes as
-                it does without.
+            coalesce: store appends that wait at the same time by one statement (group commit):
+                more turns a second where many tasks of this process append at once. Each gets
+                its own result or error, and those of one conversation keep their order; a turn
+                that comes alone goes as it does without. Appends that expect a version, and
+                units of several writes, do not join. See docs/how-to/many-writers.md.
 
         Entering raises StoreUnavailable at once where the server cannot be reached, and
         StoreMisconfigured where the connection string cannot be read.

@@ -165,6 +165,13 @@ def translate(error: psycopg.Error) -> ConversationStoreError:
     return StoreError(reason=reason, sqlstate=state)
 
 
+def caused(error: psycopg.Error) -> ConversationStoreError:
+    """Return the domain's error with the driver's as its cause, to be raised elsewhere."""
+    translated = translate(error)
+    translated.__cause__ = error
+    return translated
+
+
 def _without_sqlstate(error: psycopg.Error) -> ConversationStoreError:
     if isinstance(error, psycopg_pool.PoolTimeout | psycopg_pool.TooManyRequests):
         return StoreTimeout(reason=f"no connection was free in time: {error}")

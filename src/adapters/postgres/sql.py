@@ -122,8 +122,7 @@ WITH turns AS MATERIALIZED (
     SELECT * FROM json_to_recordset(%(turns)s::json) AS t (turn bigint, before bigint,
         count bigint, conversation_id bigint, user_id text, request_id text, digest text)
 ), locked AS MATERIALIZED (
-    SELECT id, user_id, status, message_count,
-        greatest(last_activity, clock_timestamp()) AS time
+    SELECT id, user_id, status, message_count, greatest(last_activity, clock_timestamp()) AS time
     FROM {conversations} WHERE id = ANY(%(conversation_ids)s::bigint[])
     ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 ), taken AS MATERIALIZED (
@@ -139,8 +138,7 @@ WITH turns AS MATERIALIZED (
     UPDATE {conversations} AS c SET message_count = c.message_count + sums.count,
         version = c.version + sums.turns, last_activity = sums.time
     FROM (SELECT id, max(time) AS time, sum(count)::bigint AS count, count(*) AS turns
-        FROM taken GROUP BY id) AS sums
-    WHERE c.id = sums.id
+        FROM taken GROUP BY id) AS sums WHERE c.id = sums.id
 ), added AS (
     INSERT INTO {messages} (conversation_id, position, id, role, content, timestamp,
         intent_type, slots, metadata, request_id, request_digest)

@@ -41,7 +41,7 @@ from .connections import (
     is_usable,
 )
 from .conversations import PsycopgConversationRepository
-from .errors import MISUSE, is_contested, translate
+from .errors import MISUSE, caused, is_contested, translate
 from .group_commit import GroupCommit
 from .ids import IdSource, draw_blocks
 from .messages import PsycopgMessageRepository
@@ -181,7 +181,6 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
         try:
             if not await group.is_placed(seat):
                 await self._send_alone([step])
-                return
         except BaseException as error:
             if not seat.is_alone:
                 self._outcome = seat.outcome()
@@ -244,7 +243,7 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
                 step, _ = script[failure.index]
                 await self._take_results(script[: failure.index], cursors)
                 if not is_contested(failure.error) or sends == MAX_SENDS or not has_trial(step):
-                    raise StepFailedError(loser(step), _caused(failure.error)) from failure.error
+                    raise StepFailedError(loser(step), caused(failure.error)) from failure.error
                 # Before the contested write all went well: go on from it, with a new snapshot.
                 await self._undo_to(TRIAL, keep=True)
                 script = script[failure.index :]
@@ -378,9 +377,3 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
         lost = is_lost(error, connection)
         self._outcome = Outcome.UNKNOWN if lost else Outcome.ROLLED_BACK
         return outcome_unknown(error, sent) if lost else translate(error)
-
-
-def _caused(error: psycopg.Error) -> ConversationStoreError:
-    translated = translate(error)
-    translated.__cause__ = error
-    return translated
