@@ -40,7 +40,7 @@ class Seat:
     parameters: Parameters
     conversation_id: int
     number: int
-    """The how-manieth turn it is."""
+    """Its number among all turns that came."""
     called: asyncio.Future[None] | None = None
     """Done as soon as its unit of work has something to do; None: at once."""
     flush: Flush | None = None
@@ -54,7 +54,7 @@ class Seat:
     counts: bool = False
     """Whether it is one of the flushes that are away."""
     newest: int = 0
-    """The newest turn that had come when it was told to go alone."""
+    """The number of the newest turn when it was told to go alone."""
     has_left: bool = False
 
     def outcome(self) -> Outcome:
@@ -86,7 +86,7 @@ class Flush:
     """Of such a turn, if it is not to be sent alone."""
     task: asyncio.Task[None] | None = None
     newest: int = 0
-    """The newest turn that had come when it departed."""
+    """The number of the newest turn when it departed."""
 
     def fill(self, waiting: deque[Seat]) -> bool:
         """Take the turns of one conversation that fit in; return whether one did."""
