@@ -39,7 +39,7 @@ from conversation_store import (
     import_conversations,
 )
 from conversation_store.adapters.postgres.embedded import EmbeddedPostgres
-from conversation_store.adapters.postgres.sql import Texts
+from conversation_store.adapters.postgres.texts import Texts
 from conversation_store.domain.record import check_record
 
 from .dialogues import PROJECT

@@ -25,7 +25,7 @@ from psycopg.types.numeric import Int8
 
 from conversation_store import ConversationStore, append_messages
 from conversation_store.adapters.postgres.parameters import drafts_text
-from conversation_store.adapters.postgres.sql import Texts
+from conversation_store.adapters.postgres.texts import Texts
 
 from .explain import EXPLAIN, buffers, total
 from .layouts import LAYOUTS, Layout

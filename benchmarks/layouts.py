@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from conversation_store.adapters.postgres.sql import Texts
+from conversation_store.adapters.postgres.texts import Texts
 
 _INDEX: Final = "CREATE INDEX {name} ON {{schema}}.ai_conversations ({columns});"
 _DROP: Final = "DROP INDEX {schema}.ai_conversations_activity_idx;"

@@ -72,8 +72,11 @@ from .service_layer.messages import (
     latest_messages,
     messages_after,
 )
+from .service_layer.outcome import Outcome
+from .service_layer.retry import Retry
+from .service_layer.run import run_unit
 from .service_layer.transfer import erase_user, export_conversations, import_conversations
-from .service_layer.unit_of_work import AsyncUnitOfWork, Outcome
+from .service_layer.unit_of_work import AsyncUnitOfWork
 
 __all__ = [
     "AsyncUnitOfWork",
@@ -114,6 +117,7 @@ __all__ = [
     "Outcome",
     "Pending",
     "RequestConflict",
+    "Retry",
     "Role",
     "RuleViolation",
     "Status",
@@ -143,6 +147,7 @@ __all__ = [
     "list_conversations",
     "messages_after",
     "reopen_conversation",
+    "run_unit",
     "start_conversation",
     "storable_json",
     "storable_text",

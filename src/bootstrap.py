@@ -6,11 +6,13 @@ that importing the package, and testing with the twin, needs none.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
+from .service_layer.retry import Retry
+from .service_layer.run import run_unit
 from .service_layer.unit_of_work import AsyncUnitOfWork
 
 if TYPE_CHECKING:
@@ -18,7 +20,12 @@ if TYPE_CHECKING:
     from psycopg_pool import AsyncConnectionPool
 
 
+T = TypeVar("T")
+
+
 class _Adapter(Protocol):
+    retry: Retry
+
     async def open(self) -> None: ...
     async def close(self) -> None: ...
     def unit_of_work(self, user_id: str | None, connection: Any) -> AsyncUnitOfWork: ...
@@ -54,6 +61,7 @@ class ConversationStore:
         timeout: float = 30.0,
         prepare_threshold: int | None = 5,
         coalesce: bool = False,
+        retry: Retry | None = None,
     ) -> Self:
         """Return a store on PostgreSQL with a pool of its own, opened on entering.
 
@@ -71,6 +79,8 @@ class ConversationStore:
                 its own result or error, and those of one conversation keep their order; a turn
                 that comes alone goes as it does without. Appends that expect a version, and
                 units of several writes, do not join. See docs/how-to/many-writers.md.
+            retry: how often and how long units of work are tried again that the server gave up,
+                and asked for whose answer was lost; by default as `Retry()` says.
 
         Entering raises StoreUnavailable at once where the server cannot be reached, and
         StoreMisconfigured where the connection string cannot be read.
@@ -84,7 +94,7 @@ class ConversationStore:
             timeout=timeout,
             prepare_threshold=prepare_threshold,
         )
-        return cls(PostgresStore(pool, schema, dsn=dsn, coalesce=coalesce))
+        return cls(PostgresStore(pool, schema, dsn=dsn, coalesce=coalesce, retry=retry))
 
     @classmethod
     def from_pool(
@@ -93,15 +103,16 @@ class ConversationStore:
         *,
         schema: str = "operational",
         coalesce: bool = False,
+        retry: Retry | None = None,
     ) -> Self:
         """Return a store over a pool of the host's, which the host opens and closes.
 
         Connections are given back as they were lent: same autocommit, same isolation level. For
-        `schema` and `coalesce` see `connect`.
+        `schema`, `coalesce` and `retry` see `connect`.
         """
         from .adapters.postgres.store import PostgresStore
 
-        return cls(PostgresStore(pool, schema, coalesce=coalesce))
+        return cls(PostgresStore(pool, schema, coalesce=coalesce, retry=retry))
 
     @classmethod
     def in_memory(
@@ -109,6 +120,7 @@ class ConversationStore:
         *,
         clock: Callable[[], datetime] | None = None,
         lock_timeout: float | None = 5.0,
+        retry: Retry | None = None,
     ) -> Self:
         """Return the twin: a store in memory that behaves as the one on PostgreSQL does.
 
@@ -116,10 +128,11 @@ class ConversationStore:
             clock: gives the time, aware; by default the system's, in UTC.
             lock_timeout: seconds that a write waits for another unit of work, then StoreTimeout;
                 what `lock_timeout` is to PostgreSQL. None waits for ever.
+            retry: as in `connect`.
         """
         from .adapters.memory.store import InMemoryStore
 
-        return cls(InMemoryStore(clock, lock_timeout))
+        return cls(InMemoryStore(clock, lock_timeout, retry))
 
     async def __aenter__(self) -> Self:
         """Open what the store owns."""
@@ -147,6 +160,24 @@ class ConversationStore:
                 connection it is a transaction of its own.
         """
         return self._adapter.unit_of_work(user_id, connection)
+
+    async def run(
+        self, work: Callable[[AsyncUnitOfWork], Awaitable[T]], *, user_id: str | None = None
+    ) -> T:
+        """Do work in one unit of work, and again in a new one when the server gave it up.
+
+        For work that reads, decides and writes: `work` is given the unit of work, entered, and its
+        result is returned. It may be done several times, so what it does outside the unit must
+        bear that. A single service function, or any unit that is one flush, needs no `run`: the
+        store tries it again by itself.
+
+        Args:
+            work: what to do.
+            user_id: act for this user alone.
+
+        Raises: what the last try raised; its `tried` holds the errors of those before.
+        """
+        return await run_unit(lambda: self.unit_of_work(user_id=user_id), work, self._adapter.retry)
 
     async def migrate(
         self, *, id_block: int = 1000, connection: AsyncConnection[Any] | None = None

@@ -22,7 +22,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from conversation_store import ConversationStore
 from conversation_store.adapters.postgres.parameters import array
-from conversation_store.adapters.postgres.sql import Texts
+from conversation_store.adapters.postgres.texts import Texts
 
 from .contender import Contender, Handle, Said
 

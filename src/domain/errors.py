@@ -54,6 +54,9 @@ class ConversationStoreError(Exception):
     imported: ImportReceipt | None = field(default=None, init=False, repr=False)
     """What an import had stored for good before this error ended it; None outside imports."""
 
+    tried: tuple[ConversationStoreError, ...] = field(default=(), init=False, repr=False)
+    """What the tries before failed with, the first one first; empty where there was only one."""
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.__dict__)
 
@@ -260,7 +263,9 @@ class StoreMisconfigured(StoreError):
 class CommitOutcomeUnknown(StoreError):
     """The connection was lost while the unit was being committed: stored whole or not at all.
 
-    Ask for the ids, or send the same append with the same request_id again, to find out.
+    Raised only where the store could not find out: units that hold SQL of the host's, an import, a
+    change without an expected version or an erasure; or the server did not answer in time. Send the
+    same request with the same request_id again, or ask for the ids once the old connection is gone.
     """
 
     conversation_ids: tuple[int, ...] = ()

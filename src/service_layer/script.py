@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 from attrs import define, field
 
-from ..domain.errors import ConversationStoreError, UnitOfWorkMisuse
+from ..domain.errors import ConversationStoreError, TransactionAborted, UnitOfWorkMisuse
 from ..domain.repository import Write
 
 T = TypeVar("T")
@@ -115,3 +115,17 @@ def first_block(steps: list[Step]) -> Block:
     opened = [step.block for step in steps if isinstance(step, OpenBlock)]
     around = [step.block.parent or step.block for step in steps]  # of blocks that are closed
     return min(writes or opened or around, key=lambda block: block.depth)
+
+
+def is_still_to_open(step: Step) -> bool:
+    """Whether a block goes on of which the adapter was not told, because it never got so far."""
+    block = step.block
+    return isinstance(step, OpenBlock) and not block.opened and block.state is BlockState.LIVE
+
+
+def interrupted(error: BaseException) -> TransactionAborted:
+    """Return the error of a block whose flush was interrupted by this one."""
+    reason = f"the unit of work was interrupted while it was sent ({type(error).__name__})"
+    aborted = TransactionAborted(reason=reason)
+    aborted.__cause__ = error
+    return aborted

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
-from enum import StrEnum
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -18,11 +18,13 @@ from ..domain.errors import (
     CommitOutcomeUnknown,
     ConversationStoreError,
     InvalidConversation,
-    TransactionAborted,
+    StoreError,
     UnitOfWorkMisuse,
 )
 from ..domain.repository import ConversationRepository, MessageRepository, Pending, Write
 from ..domain.text import check_name
+from .outcome import Outcome
+from .retry import Retry, try_again
 from .script import (
     Block,
     BlockState,
@@ -32,25 +34,14 @@ from .script import (
     Step,
     StepFailedError,
     first_block,
+    interrupted,
+    is_still_to_open,
 )
 
 T = TypeVar("T")
 
 MAX_SENDS: Final = 3
-"""How often a unit that is one flush is sent when the server gives it up."""
-
-
-class Outcome(StrEnum):
-    """What became of a unit of work."""
-
-    NOT_STARTED = "not_started"
-    """Nothing was sent."""
-    COMMITTED = "committed"
-    """All of it is stored; in a host's transaction: as soon as the host commits."""
-    ROLLED_BACK = "rolled_back"
-    """Nothing of it is stored."""
-    UNKNOWN = "unknown"
-    """The connection was lost while it was committed: all of it is stored, or nothing."""
+"""How often a write that met another at work is sent within an open transaction."""
 
 
 class AsyncUnitOfWork(ABC):
@@ -65,10 +56,11 @@ class AsyncUnitOfWork(ABC):
     the first read after a write, on awaiting a Pending, at `connection()`.
     """
 
-    def __init__(self, user_id: str | None = None) -> None:
+    def __init__(self, user_id: str | None = None, retry: Retry | None = None) -> None:
         if user_id is not None:
             check_name(user_id, "user_id", InvalidConversation)
         self._user_id = user_id
+        self._retry = retry or Retry()
         self._task: asyncio.Task[Any] | None = None
         self._blocks: list[Block] = []
         self._script: list[Step] = []
@@ -247,7 +239,7 @@ class AsyncUnitOfWork(ABC):
             raise failure.error from failure.error.__cause__
         except BaseException as error:
             await self._fail(first_block(steps), error)
-            self._script[:0] = [step for step in steps if _is_still_to_open(step)]
+            self._script[:0] = [step for step in steps if is_still_to_open(step)]
             raise
 
     async def _give_ids(self, steps: list[Step]) -> None:
@@ -275,7 +267,10 @@ class AsyncUnitOfWork(ABC):
             return
         await self._flush()
         try:
-            await self._commit()
+            try:
+                await self._commit()
+            except CommitOutcomeUnknown as lost:
+                await self._find_out(lost, None)
         except BaseException as error:
             self._mark_failed(block, error)
             raise
@@ -283,17 +278,29 @@ class AsyncUnitOfWork(ABC):
     async def _send_whole(self, block: Block, steps: list[Step]) -> None:
         """Send a unit of which nothing was sent before: one flush, sent again if given up."""
         try:
-            await self._give_ids(steps)
-            for sends in range(1, MAX_SENDS + 1):
-                try:
-                    await self._run_whole(steps)
-                    break
-                except TransactionAborted:
-                    if sends == MAX_SENDS or not self._may_send_again():
-                        raise
+            try:
+                await self._send_once(steps)
+            except StoreError as error:
+                if not self._may_send_again(error):
+                    raise
+                await self._send_again(steps, error)
         except BaseException as error:
             self._mark_failed(block, error)
             raise
+
+    async def _send_once(self, steps: list[Step]) -> None:
+        await self._give_ids(steps)
+        await self._run_whole(steps)
+
+    async def _send_again(self, steps: list[Step], error: StoreError) -> None:
+        if not isinstance(error, CommitOutcomeUnknown):
+            try:
+                await try_again(self._retry, error, partial(self._send_once, steps))
+            except CommitOutcomeUnknown as lost:
+                error = lost
+            else:
+                return
+        await self._find_out(error, steps)
 
     async def _fail(self, block: Block, error: BaseException) -> None:
         self._mark_failed(block, error)
@@ -306,7 +313,7 @@ class AsyncUnitOfWork(ABC):
         if isinstance(error, CommitOutcomeUnknown):
             self._outcome = Outcome.UNKNOWN
         elif not isinstance(error, ConversationStoreError):
-            error = _interrupted(error)
+            error = interrupted(error)
         for inner in self._blocks[block.depth :]:
             inner.state = BlockState.FAILED
             inner.error = error
@@ -342,9 +349,18 @@ class AsyncUnitOfWork(ABC):
     def _prepare(self) -> None:  # noqa: B027 - most adapters have nothing to check
         """Check that a new unit can begin; sends nothing."""
 
-    def _may_send_again(self) -> bool:
-        """Whether a unit that was given up may be sent again by us."""
+    def _may_send_again(self, error: StoreError) -> bool:  # noqa: ARG002 - most adapters always may
+        """Whether a unit that failed with this error may be sent again by us."""
         return True
+
+    async def _find_out(self, lost: CommitOutcomeUnknown, steps: list[Step] | None) -> None:  # noqa: ARG002
+        """Find out what became of a unit whose answer was lost.
+
+        Returns if it is stored: then each write of the steps has its result. `steps` is the whole
+        unit, or None where only its COMMIT was lost. Sets the outcome. Raises `lost` where it
+        cannot be told, else the error for which nothing is stored.
+        """
+        raise lost
 
     @abstractmethod
     async def _draw_ids(self, count: int) -> Sequence[int]:
@@ -380,16 +396,3 @@ class AsyncUnitOfWork(ABC):
     @abstractmethod
     async def _abort(self) -> None:
         """Undo the open transaction and end it; sets the outcome."""
-
-
-def _is_still_to_open(step: Step) -> bool:
-    """Whether a block goes on of which the adapter was not told, because it never got so far."""
-    block = step.block
-    return isinstance(step, OpenBlock) and not block.opened and block.state is BlockState.LIVE
-
-
-def _interrupted(error: BaseException) -> TransactionAborted:
-    reason = f"the unit of work was interrupted while it was sent ({type(error).__name__})"
-    aborted = TransactionAborted(reason=reason)
-    aborted.__cause__ = error
-    return aborted

@@ -43,8 +43,8 @@ from conversation_store import (
 from conversation_store.adapters.postgres import flush, statement
 from conversation_store.adapters.postgres.flush import MOST_TURNS, Seat
 from conversation_store.adapters.postgres.migrate import migration_sql
-from conversation_store.adapters.postgres.sql import Texts
 from conversation_store.adapters.postgres.statement import Command, Cursor
+from conversation_store.adapters.postgres.texts import Texts
 
 SCHEMA = "plans"
 MILLION = 1_000_000

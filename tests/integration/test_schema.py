@@ -33,7 +33,7 @@ from conversation_store.adapters.postgres.errors import (
     is_contested,
     translate,
 )
-from conversation_store.adapters.postgres.sql import Texts
+from conversation_store.adapters.postgres.texts import Texts
 
 Connection = psycopg.AsyncConnection[Any]
 

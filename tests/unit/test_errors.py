@@ -178,7 +178,7 @@ def test_a_code_of_the_server_has_its_meaning(sqlstate: str, kind: type[Any]) ->
         (psycopg.InterfaceError("the connection is closed"), StoreUnavailable),
         (psycopg_pool.PoolTimeout("no connection after 30 s"), StoreTimeout),
         (psycopg_pool.TooManyRequests("queue full"), StoreTimeout),
-        (psycopg_pool.PoolClosed("the pool is closed"), StoreUnavailable),
+        (psycopg_pool.PoolClosed("the pool is closed"), UnitOfWorkMisuse),
         (psycopg.DataError("secret words"), StoreError),
         (psycopg.ProgrammingError("secret words"), StoreError),
     ],

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import datetime
 
 from ...domain.errors import UnitOfWorkMisuse
+from ...service_layer.retry import Retry
 from .database import Database
 from .unit_of_work import InMemoryUnitOfWork
 
@@ -13,8 +14,14 @@ from .unit_of_work import InMemoryUnitOfWork
 class InMemoryStore:
     """What units of work in one memory share. Belongs to one event loop, like a pool."""
 
-    def __init__(self, clock: Callable[[], datetime] | None, lock_timeout: float | None) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], datetime] | None,
+        lock_timeout: float | None,
+        retry: Retry | None = None,
+    ) -> None:
         self._database = Database(clock, lock_timeout)
+        self.retry = retry or Retry()
 
     async def open(self) -> None:
         """Nothing is to be opened."""
@@ -28,7 +35,7 @@ class InMemoryStore:
         """Return a unit of work."""
         if connection is not None:
             raise UnitOfWorkMisuse(reason="a store in memory uses no connection")
-        return InMemoryUnitOfWork(self._database, user_id)
+        return InMemoryUnitOfWork(self._database, user_id, self.retry)
 
     async def migrate(self, id_block: int, connection: object = None) -> list[str]:  # noqa: ARG002
         """Nothing is to be migrated."""

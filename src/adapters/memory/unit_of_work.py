@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from ...domain.errors import ConversationStoreError, UnitOfWorkMisuse
+from ...service_layer.outcome import Outcome
+from ...service_layer.retry import Retry
 from ...service_layer.script import (
     Block,
     CloseBlock,
@@ -14,7 +16,7 @@ from ...service_layer.script import (
     Step,
     StepFailedError,
 )
-from ...service_layer.unit_of_work import AsyncUnitOfWork, Outcome
+from ...service_layer.unit_of_work import AsyncUnitOfWork
 from .change import Change
 from .conversations import InMemoryConversationRepository
 from .database import Database, Layer, View
@@ -24,8 +26,10 @@ from .messages import InMemoryMessageRepository
 class InMemoryUnitOfWork(AsyncUnitOfWork):
     """A unit of work in memory, with the contract of the one on PostgreSQL."""
 
-    def __init__(self, database: Database, user_id: str | None = None) -> None:
-        super().__init__(user_id)
+    def __init__(
+        self, database: Database, user_id: str | None = None, retry: Retry | None = None
+    ) -> None:
+        super().__init__(user_id, retry)
         self._view = View(database)
 
     @property

@@ -27,8 +27,8 @@ from ...service_layer.unit_of_work import MAX_SENDS
 from .connections import Connection
 from .errors import DEADLOCK, SESSION_KEY, translate
 from .rows import Row, utc
-from .sql import Texts
 from .statement import Command, CommandFailedError, Cursor, Statement, execute_together, new_cursor
+from .texts import Texts
 
 _TRIAL: Final = b"conversation_store_batch"
 _SAVE: Final = Command(b"SAVEPOINT " + _TRIAL)

@@ -12,7 +12,7 @@ from psycopg import AsyncTransaction
 from psycopg.pq import TransactionStatus
 
 from ...domain.errors import CommitOutcomeUnknown, StoreUnavailable
-from ...service_layer.unit_of_work import Outcome
+from ...service_layer.outcome import Outcome
 from .connections import Connection
 from .errors import translate
 from .statement import Cursor, Statement, succeeded

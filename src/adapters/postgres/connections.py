@@ -34,6 +34,9 @@ T = TypeVar("T")
 _MOST_READS: Final = 16
 """Of what a host's connection that listens may have been told."""
 
+_REFUSED: Final = "_conversation_store_refused"
+"""The attribute of a connection that is not to be given out again."""
+
 _Manner: TypeAlias = tuple[bool, IsolationLevel | None]
 
 
@@ -42,6 +45,10 @@ class Connections(ABC):
 
     def __init__(self) -> None:
         self._manners: dict[int, _Manner] = {}
+
+    @abstractmethod
+    def refuse(self, connection: Connection) -> None:
+        """Learn that a connection leads to a server that takes no writes, a standby."""
 
     async def borrow(self) -> Connection:
         """Give a connection. Errors: StoreTimeout, StoreUnavailable."""
@@ -182,6 +189,10 @@ class PooledConnections(Connections):
         super().__init__()
         self.pool = pool
 
+    def refuse(self, connection: Connection) -> None:
+        """See to it that the connection is not given out again: the next may lead elsewhere."""
+        connection.__dict__[_REFUSED] = True
+
     async def _take(self) -> Connection:
         while True:
             try:
@@ -206,6 +217,8 @@ class PooledConnections(Connections):
         return translated
 
     async def _put(self, connection: Connection) -> None:
+        if _REFUSED in connection.__dict__:
+            cut(connection)
         # A pool that is interrupted while it takes a connection back loses it for good.
         task = begin_uninterrupted(self.pool.putconn(connection))
         if task is not None:
@@ -273,6 +286,9 @@ class LentConnection(Connections):
             reason = "the connection that was lent is busy or in a failed transaction"
             raise UnitOfWorkMisuse(reason=reason)
         return status == TransactionStatus.INTRANS
+
+    def refuse(self, connection: Connection) -> None:
+        """Do nothing: it is the host's, and the only one."""
 
     async def _take(self) -> Connection:
         if self.check():

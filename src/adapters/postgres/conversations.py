@@ -33,9 +33,9 @@ from .parameters import (
     integer_text,
     status_array,
 )
-from .rows import Row, to_conversations, utc
-from .sql import Texts
-from .statement import SHORT, Parameters, Statement
+from .rows import Row, to_conversations, to_messages, utc
+from .statement import SHORT, Look, Parameters, Statement
+from .texts import Texts
 
 T = TypeVar("T")
 
@@ -66,14 +66,30 @@ class PsycopgConversationRepository(ConversationRepository):
             ]
             return conversation, messages
 
-        return _starting(new, self._texts.start, read)
+        def look_at(
+            ids: Sequence[int], rows: list[Row]
+        ) -> list[tuple[Conversation, list[Message]]]:
+            if not rows:
+                return []
+            started = read(ids, [(rows[0][0],)])
+            stored = to_messages([row[1:] for row in rows if row[1] is not None])
+            return [started] if stored == started[1] else []
+
+        def look() -> Look[tuple[Conversation, list[Message]]]:
+            text = self._texts.look_for_start
+            return Look(text, look_at, proves_stored=True, proves_absent=True)
+
+        return _starting(new, self._texts.start, read, look)
 
     def _get_or_add(self, new: NewConversation) -> Statement[tuple[Conversation, bool]]:
         def read(ids: Sequence[int], rows: list[Row]) -> tuple[Conversation, bool]:
             conversation = to_conversations(rows)[0]
             return conversation, conversation.id == ids[0]
 
-        return _starting(new, self._texts.get_or_start, read)
+        def look() -> Look[tuple[Conversation, bool]]:
+            return Look(self._texts.find, lambda ids, rows: [read(ids, rows)] if rows else [])
+
+        return _starting(new, self._texts.get_or_start, read, look)
 
     async def _get(self, conversation_id: int) -> Conversation:
         rows = await self._unit.fetch(self._texts.get, self._addressed(conversation_id))
@@ -119,14 +135,22 @@ class PsycopgConversationRepository(ConversationRepository):
             "set_metadata": flag_text(value=metadata is not UNCHANGED),
             "metadata": None if metadata is UNCHANGED else dump_optional(metadata),
         }
-        return self._changing(conversation_id, self._texts.update, parameters)
+        return self._changing(
+            conversation_id,
+            self._texts.update,
+            parameters,
+            # Done twice, it could undo what another has done in between; a version prevents that.
+            is_repeatable=expected_version is not None,
+        )
 
     def _set_status(
         self, conversation_id: int, target: Status, expected_version: int | None
     ) -> Statement[Conversation]:
         parameters = self._addressed(conversation_id, expected_version)
         parameters |= {"target": target.value, "sources": _SOURCES[target]}
-        return self._changing(conversation_id, self._texts.set_status, parameters)
+        return self._changing(
+            conversation_id, self._texts.set_status, parameters, is_repeatable=True
+        )
 
     def _remove(self, conversation_id: int) -> Statement[None]:
         parameters = self._addressed(conversation_id)
@@ -135,6 +159,8 @@ class PsycopgConversationRepository(ConversationRepository):
             lambda _: parameters,
             lambda _ids, _rows: None,
             conversation_id=conversation_id,
+            is_repeatable=True,
+            look=lambda: Look(self._texts.get, lambda _ids, _rows: [None]),
         )
 
     def _erase_user(self, user_id: str) -> Statement[ErasureReceipt]:
@@ -164,18 +190,23 @@ class PsycopgConversationRepository(ConversationRepository):
         }
 
     def _changing(
-        self, conversation_id: int, text: bytes, parameters: Parameters
+        self, conversation_id: int, text: bytes, parameters: Parameters, *, is_repeatable: bool
     ) -> Statement[Conversation]:
         return Statement(
             text,
             lambda _: parameters,
             lambda _, rows: to_conversations(rows)[0],
             conversation_id=conversation_id,
+            is_repeatable=is_repeatable,
+            look=lambda: Look(self._texts.get, lambda _, rows: to_conversations(rows)),
         )
 
 
 def _starting(
-    new: NewConversation, text: bytes, read: Callable[[Sequence[int], list[Row]], T]
+    new: NewConversation,
+    text: bytes,
+    read: Callable[[Sequence[int], list[Row]], T],
+    look: Callable[[], Look[T]],
 ) -> Statement[T]:
     drafts = drafts_text(new.drafts)
     parameters: dict[str, object] = {
@@ -202,4 +233,6 @@ def _starting(
         ids_needed=1 + len(new.drafts),
         new_conversations=1,
         is_short=new.metadata is None and len(drafts) < SHORT,
+        is_repeatable=True,
+        look=look,
     )

@@ -35,6 +35,9 @@ REFUSED: Final = "CS001"
 REQUEST_KEY: Final = "ai_messages_request_key"
 SESSION_KEY: Final = "ai_conversations_session_key"
 DEADLOCK: Final = "40P01"
+READ_ONLY: Final = "25006"
+ID_KEYS: Final = ("ai_conversations_pkey", "ai_messages_id_key")
+"""What breaks when an id is given twice."""
 
 _CONTESTED: Final = "the conversation changed while the statement ran"
 
@@ -106,7 +109,7 @@ _TIMEOUTS: Final = {
 }
 
 _UNAVAILABLE: Final = {
-    "25006": "the server is read-only: a standby?",
+    READ_ONLY: "the server is read-only: a standby?",
     "57P01": "the server is being shut down, or the connection was ended by an administrator",
     "57P02": "the server crashed and is coming back",
     "57P03": "the server cannot be connected to now",
@@ -139,6 +142,14 @@ def is_contested(error: psycopg.Error) -> bool:
     )
 
 
+def is_id_taken(error: psycopg.Error) -> bool:
+    """Whether an id that was drawn is used already: the sequence went back.
+
+    As after a failover to a standby that lagged behind, or a restored backup. Other ids will do.
+    """
+    return error.sqlstate == "23505" and error.diag.constraint_name in ID_KEYS
+
+
 def translate(error: psycopg.Error) -> ConversationStoreError:
     """Return the domain's error for one of the driver's; raise it `from` that one."""
     state = error.sqlstate
@@ -147,8 +158,8 @@ def translate(error: psycopg.Error) -> ConversationStoreError:
     name = error.diag.constraint_name
     if state == REFUSED and name is not None and name in REFUSALS:
         return REFUSALS[name](json.loads(error.diag.message_detail or "{}"))
-    if name == REQUEST_KEY:
-        return TransactionAborted(reason=_CONTESTED, sqlstate=state)
+    if name == REQUEST_KEY or is_id_taken(error):
+        return TransactionAborted(reason=CONSTRAINTS[name or ""], sqlstate=state)
     if state in MISUSE:
         return UnitOfWorkMisuse(reason=MISUSE[state])
     for kind, reasons in (
@@ -176,7 +187,7 @@ def _without_sqlstate(error: psycopg.Error) -> ConversationStoreError:
     if isinstance(error, psycopg_pool.PoolTimeout | psycopg_pool.TooManyRequests):
         return StoreTimeout(reason=f"no connection was free in time: {error}")
     if isinstance(error, psycopg_pool.PoolClosed):
-        return StoreUnavailable(reason="the pool is closed")
+        return UnitOfWorkMisuse(reason="the store, or the pool it was given, is closed")
     if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
         return StoreUnavailable(reason=f"the connection failed: {error}")
     return StoreError(reason=f"the driver reported {type(error).__name__}")

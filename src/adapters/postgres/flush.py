@@ -15,13 +15,14 @@ from attrs import define
 
 from ...domain.errors import ConversationStoreError
 from ...domain.json_object import dump_json
-from ...service_layer.unit_of_work import Outcome
+from ...service_layer.outcome import Outcome
 from .commit import is_lost, judge_interrupted, outcome_unknown
 from .connections import Connection, Connections
+from .errors import READ_ONLY
 from .parameters import ACCEPTING, array
 from .rows import Row
-from .sql import Texts
 from .statement import Command, Cursor, Parameters, Statement, execute_alone, rows_of
+from .texts import Texts
 
 MOST_TURNS: Final = 64
 """Turns of one flush."""
@@ -117,11 +118,13 @@ class Flush:
         try:
             seats = [seat for seat in self.seats if not seat.has_left]
             if seats:
-                await self._send(seats, connection, texts)
+                await self._send(seats, connection, connections, texts)
         finally:
             await connections.give_back(connection)
 
-    async def _send(self, seats: list[Seat], connection: Connection, texts: Texts) -> None:
+    async def _send(
+        self, seats: list[Seat], connection: Connection, connections: Connections, texts: Texts
+    ) -> None:
         command = Command(texts.append_together, _together(seats))
         cursors: list[Cursor] = []
         is_known = True
@@ -132,6 +135,8 @@ class Flush:
         except psycopg.Error as error:
             is_known = not is_lost(error, connection)
             self.error = error
+            if error.sqlstate == READ_ONLY:
+                connections.refuse(connection)
         except BaseException:
             is_known = judge_interrupted(cursors, connection) is not Outcome.UNKNOWN
             raise

@@ -25,12 +25,12 @@ from itertools import chain
 from typing import Any, Final
 
 from ...domain.errors import StoreTimeout
-from ...service_layer.unit_of_work import Outcome
+from ...service_layer.outcome import Outcome
 from .commit import COMMIT_GRACE, await_commit
 from .connections import Connections
 from .flush import MOST_TURNS, Flush, Seat, Shareable
-from .sql import Texts
 from .statement import Statement
+from .texts import Texts
 
 MOST_AWAY: Final = 2
 """Flushes that are away at a time: the server works on one while the next is put together."""

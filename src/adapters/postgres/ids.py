@@ -15,8 +15,8 @@ from typing import Final
 from psycopg.types.numeric import Int8
 
 from .connections import Connection
-from .sql import Texts
 from .statement import fetch_rows
+from .texts import Texts
 
 REFILL_BELOW: Final = 0.25
 """A new block is drawn in the background when less than this part of a block is left."""
@@ -54,9 +54,14 @@ class IdSource:
     def has(self, count: int) -> bool:
         """Whether `count` ids can be had without drawing."""
         if self._process != os.getpid():  # a fork: these ids are the parent's
-            self._ranges.clear()
-            self._left, self._refill, self._process = 0, None, os.getpid()
+            self.forget()
+            self._refill, self._process = None, os.getpid()
         return self._left >= count
+
+    def forget(self) -> None:
+        """Give none of the ids that were drawn: one of them was used already."""
+        self._ranges.clear()
+        self._left = 0
 
     async def close(self) -> None:
         """Stop drawing."""

@@ -19,8 +19,8 @@ from .parameters import (
     integer_text,
 )
 from .rows import Row, to_messages, utc
-from .sql import Texts
-from .statement import SHORT, Parameters, Statement
+from .statement import SHORT, Look, Parameters, Statement
+from .texts import Texts
 
 
 class PsycopgMessageRepository(MessageRepository):
@@ -70,6 +70,23 @@ class PsycopgMessageRepository(MessageRepository):
                 for draft, (position, message_id, time) in zip(turn.drafts, rows, strict=True)
             ]
 
+        def read_turn(ids: Sequence[int], rows: list[Row]) -> list[list[Message]]:
+            if not rows:
+                return []
+            base, time = rows[0][2] - 1, rows[0][5]
+            stored = to_messages(rows)
+            return [stored] if stored == read(ids, [(base, time)]) else []
+
+        def look() -> Look[list[Message]]:
+            if turn.request_id is None:
+                text = self._texts.look_for_turn
+                return Look(text, read_turn, proves_stored=True, proves_absent=True)
+            return Look(
+                self._texts.look_for_request,
+                lambda ids, rows: [read_request(ids, rows)] if rows else [],
+                proves_absent=True,
+            )
+
         if turn.request_id is not None:
             parameters |= {"request_id": turn.request_id, "digest": f"\\x{turn.digest.hex()}"}
         return Statement(
@@ -80,6 +97,8 @@ class PsycopgMessageRepository(MessageRepository):
             is_short=len(drafts) < SHORT,
             conversation_id=turn.conversation_id,
             request_id=turn.request_id,
+            is_repeatable=True,
+            look=look,
             # A version is expected at one moment: who expects it has to come at that moment.
             read_placed=read if turn.expected_version is None else None,
         )

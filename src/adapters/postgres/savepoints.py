@@ -18,7 +18,7 @@ _RELEASE_TRIAL: Final = Command(b"RELEASE " + TRIAL)
 
 
 class Savepoints:
-    """The names of the savepoints of a unit; they begin anew with each transaction."""
+    """The savepoints of a unit, and what was carried out between them, in one transaction."""
 
     def __init__(self, *, in_host_transaction: bool) -> None:
         self._in_host_transaction = in_host_transaction
@@ -27,6 +27,10 @@ class Savepoints:
         if in_host_transaction:
             self._prefix = b"conversation_store_%d" % next(_numbers)
         self._numbers: dict[Block, int] = {}
+        self.sent: list[Statement[Any]] = []
+        """What was carried out and not undone."""
+        self._sent_before: dict[Block, int] = {}
+        """How much of that there was when a block was opened."""
 
     def name(self, block: Block) -> bytes:
         """Return the name of the savepoint of a block that was opened."""
@@ -46,6 +50,17 @@ class Savepoints:
             return []  # the transaction itself
         verb = b"SAVEPOINT " if isinstance(step, OpenBlock) else b"RELEASE "
         return [Command(verb + self.name(block))]
+
+    def note(self, step: Step) -> None:
+        """Note that a step was carried out."""
+        if isinstance(step, RegisteredWrite):
+            self.sent.append(statement_of(step))
+        elif isinstance(step, OpenBlock):
+            self._sent_before[step.block] = len(self.sent)
+
+    def note_undone(self, block: Block) -> None:
+        """Note that all was undone since a block was opened."""
+        del self.sent[self._sent_before.get(block, len(self.sent)) :]
 
 
 def statement_of(step: RegisteredWrite[Any]) -> Statement[Any]:

@@ -1,4 +1,4 @@
-"""The SQL of the store. Every write is one statement; every verdict is reached in it.
+"""The SQL of writes. Every write is one statement; every verdict is reached in it.
 
 Texts are composed once per store, with the schema's name quoted, and are static from then on, so
 that the server can keep them prepared. They stay under 4096 characters (longer ones are parsed
@@ -8,23 +8,20 @@ that no setting or loader of a host's connection matters.
 
 from __future__ import annotations
 
-import re
 from typing import Final, LiteralString
 
-from psycopg import sql
-
-_CONVERSATION: Final[LiteralString] = """
+CONVERSATION: Final[LiteralString] = """
     id, user_id, session_id, status,
     start_time AT TIME ZONE 'UTC', last_activity AT TIME ZONE 'UTC',
     message_count, version, rescue_id, intent_type, source, metadata::text"""
 
-_MESSAGE: Final[LiteralString] = """
+MESSAGE: Final[LiteralString] = """
     m.id, m.conversation_id, m.position, m.role, m.content,
     m.timestamp AT TIME ZONE 'UTC', m.intent_type, m.slots::text, m.metadata::text"""
 
-_IS_SCOPED: Final[LiteralString] = "(%(user_id)s::text IS NULL OR user_id = %(user_id)s)"
+IS_SCOPED: Final[LiteralString] = "(%(user_id)s::text IS NULL OR user_id = %(user_id)s)"
 
-_IS_ADDRESSED: Final[LiteralString] = f"id = %(conversation_id)s AND {_IS_SCOPED}"
+IS_ADDRESSED: Final[LiteralString] = f"id = %(conversation_id)s AND {IS_SCOPED}"
 
 _IS_EXPECTED: Final[LiteralString] = (
     "(%(expected_version)s::bigint IS NULL OR version = %(expected_version)s::bigint)"
@@ -83,7 +80,7 @@ WITH found AS MATERIALIZED (
     FROM new, {_DRAFTS}
     WHERE new.id = %(id)s
 )
-SELECT {_CONVERSATION} FROM found UNION ALL SELECT {_CONVERSATION} FROM new
+SELECT {CONVERSATION} FROM found UNION ALL SELECT {CONVERSATION} FROM new
 """
 
 # The row is locked and counted first: positions are given out under the lock, in commit order.
@@ -93,7 +90,7 @@ WITH done AS (
     UPDATE {{conversations}}
     SET message_count = message_count + %(count)s, version = version + 1,
         last_activity = greatest(last_activity, clock_timestamp())
-    WHERE {_IS_ADDRESSED} AND status = ANY(%(accepting)s::text[]) AND {_IS_EXPECTED}
+    WHERE {IS_ADDRESSED} AND status = ANY(%(accepting)s::text[]) AND {_IS_EXPECTED}
     RETURNING id, message_count - %(count)s AS base, last_activity
 ), added AS (
     INSERT INTO {{messages}} (conversation_id, position, id, role, content, timestamp,
@@ -103,7 +100,7 @@ WITH done AS (
     FROM done, {_DRAFTS}
 ), now AS MATERIALIZED (
     SELECT status, version FROM {{conversations}}
-    WHERE {_IS_ADDRESSED} AND NOT EXISTS (SELECT FROM done) FOR UPDATE
+    WHERE {IS_ADDRESSED} AND NOT EXISTS (SELECT FROM done) FOR UPDATE
 )
 SELECT done.base, done.last_activity AT TIME ZONE 'UTC'
 FROM (VALUES (1)) AS one LEFT JOIN done ON true LEFT JOIN now ON true
@@ -158,7 +155,7 @@ SELECT turn, base, time AT TIME ZONE 'UTC' FROM taken
 # may have moved by this very request, so that is contested, and the statement is sent again.
 APPEND_REQUEST: Final[LiteralString] = f"""
 WITH now AS MATERIALIZED (
-    SELECT id, status, version FROM {{conversations}} WHERE {_IS_ADDRESSED}
+    SELECT id, status, version FROM {{conversations}} WHERE {IS_ADDRESSED}
 ), prior AS MATERIALIZED (
     SELECT m.position, m.request_digest
     FROM now JOIN {{messages}} AS m ON m.conversation_id = now.id
@@ -167,7 +164,7 @@ WITH now AS MATERIALIZED (
     UPDATE {{conversations}}
     SET message_count = message_count + %(count)s, version = version + 1,
         last_activity = greatest(last_activity, clock_timestamp())
-    WHERE {_IS_ADDRESSED} AND status = ANY(%(accepting)s::text[]) AND {_IS_EXPECTED}
+    WHERE {IS_ADDRESSED} AND status = ANY(%(accepting)s::text[]) AND {_IS_EXPECTED}
         AND NOT EXISTS (SELECT FROM prior)
     RETURNING id, message_count - %(count)s AS base, last_activity
 ), added AS (
@@ -201,15 +198,15 @@ ORDER BY 1
 SET_STATUS: Final[LiteralString] = f"""
 WITH done AS (
     UPDATE {{conversations}} SET status = %(target)s, version = version + 1
-    WHERE {_IS_ADDRESSED} AND status = ANY(%(sources)s::text[]) AND {_IS_EXPECTED}
+    WHERE {IS_ADDRESSED} AND status = ANY(%(sources)s::text[]) AND {_IS_EXPECTED}
     RETURNING *
 ), now AS MATERIALIZED (
     SELECT * FROM {{conversations}}
-    WHERE {_IS_ADDRESSED} AND NOT EXISTS (SELECT FROM done) FOR UPDATE
+    WHERE {IS_ADDRESSED} AND NOT EXISTS (SELECT FROM done) FOR UPDATE
 ), one AS (
     SELECT * FROM done UNION ALL SELECT * FROM now
 )
-SELECT {_CONVERSATION} FROM (VALUES (1)) AS v LEFT JOIN one AS now ON true
+SELECT {CONVERSATION} FROM (VALUES (1)) AS v LEFT JOIN one AS now ON true
 WHERE CASE WHEN now.status = %(target)s
         AND ({_IS_EXPECTED} OR EXISTS (SELECT FROM done)) THEN true ELSE {{refuse}}(
     CASE WHEN now.id IS NULL THEN 'conversation_not_found'
@@ -226,20 +223,20 @@ WITH done AS (
         intent_type =
             CASE WHEN %(set_intent_type)s::boolean THEN %(intent_type)s ELSE intent_type END,
         metadata = CASE WHEN %(set_metadata)s::boolean THEN %(metadata)s::jsonb ELSE metadata END
-    WHERE {_IS_ADDRESSED} AND {_IS_EXPECTED}
+    WHERE {IS_ADDRESSED} AND {_IS_EXPECTED}
     RETURNING *
 ), now AS MATERIALIZED (
     SELECT status, version FROM {{conversations}}
-    WHERE {_IS_ADDRESSED} AND NOT EXISTS (SELECT FROM done) FOR UPDATE
+    WHERE {IS_ADDRESSED} AND NOT EXISTS (SELECT FROM done) FOR UPDATE
 )
-SELECT {_CONVERSATION} FROM (VALUES (1)) AS one LEFT JOIN done ON true
+SELECT {CONVERSATION} FROM (VALUES (1)) AS one LEFT JOIN done ON true
 WHERE CASE WHEN done.id IS NOT NULL THEN true ELSE (SELECT {{refuse}}(
     CASE WHEN now.version IS NULL THEN 'conversation_not_found'
         WHEN NOT {_IS_EXPECTED} THEN 'stale' ELSE 'contested' END,
     {_REFUSAL_DETAIL})) FROM (VALUES (1)) AS v LEFT JOIN now ON true) END
 """
 
-REMOVE: Final[LiteralString] = f"DELETE FROM {{conversations}} WHERE {_IS_ADDRESSED}"
+REMOVE: Final[LiteralString] = f"DELETE FROM {{conversations}} WHERE {IS_ADDRESSED}"
 
 ERASE_USER: Final[LiteralString] = """
 WITH gone AS (DELETE FROM {conversations} WHERE user_id = %(owner)s RETURNING message_count)
@@ -265,115 +262,3 @@ COPY_MESSAGES: Final[LiteralString] = """
 COPY {messages} (conversation_id, position, id, role, content, timestamp, intent_type, slots,
     metadata) FROM STDIN (FORMAT binary)
 """
-
-GET: Final[LiteralString] = f"SELECT {_CONVERSATION} FROM {{conversations}} WHERE {_IS_ADDRESSED}"
-
-FIND: Final[LiteralString] = f"""
-SELECT {_CONVERSATION} FROM {{conversations}}
-WHERE user_id = %(owner)s AND session_id = %(session_id)s
-"""
-
-_LIST_REST: Final[LiteralString] = """
-    AND (last_activity, id) < (%(last_activity)s::timestamptz, %(conversation_id)s)
-ORDER BY last_activity DESC, id DESC LIMIT %(limit)s
-"""
-
-LIST: Final[LiteralString] = f"""
-SELECT {_CONVERSATION} FROM {{conversations}} WHERE user_id = %(owner)s {_LIST_REST}
-"""
-
-LIST_OF_STATUS: Final[LiteralString] = f"""
-SELECT {_CONVERSATION} FROM {{conversations}}
-WHERE user_id = %(owner)s AND status = %(status)s {_LIST_REST}
-"""
-
-GET_MESSAGE: Final[LiteralString] = f"""
-SELECT {_MESSAGE} FROM {{messages}} AS m
-WHERE m.id = %(message_id)s AND (%(user_id)s::text IS NULL OR EXISTS (
-    SELECT FROM {{conversations}} WHERE id = m.conversation_id AND user_id = %(user_id)s))
-"""
-
-# One row without a message where the conversation has none to show; no row where there is none.
-LATEST: Final[LiteralString] = f"""
-SELECT {_MESSAGE}
-FROM (SELECT id FROM {{conversations}} WHERE {_IS_ADDRESSED}) AS c LEFT JOIN LATERAL (
-    SELECT * FROM {{messages}} WHERE conversation_id = c.id AND position < %(before)s
-    ORDER BY position DESC LIMIT %(limit)s) AS m ON true
-ORDER BY m.position
-"""
-
-AFTER: Final[LiteralString] = f"""
-SELECT {_MESSAGE}
-FROM (SELECT id FROM {{conversations}} WHERE {_IS_ADDRESSED}) AS c LEFT JOIN LATERAL (
-    SELECT * FROM {{messages}} WHERE conversation_id = c.id AND position > %(position)s
-    ORDER BY position LIMIT %(limit)s) AS m ON true
-ORDER BY m.position
-"""
-
-# For a cursor: planned for its first rows, so it walks two indexes and sorts within conversations.
-_EXPORT: Final[LiteralString] = """
-SELECT c.id, c.user_id, c.session_id, c.status,
-    c.start_time AT TIME ZONE 'UTC', c.last_activity AT TIME ZONE 'UTC',
-    c.rescue_id, c.intent_type, c.source,
-    CASE WHEN m.position IS NULL OR m.position = 1 THEN c.metadata::text END,
-    m.role, m.content, m.timestamp AT TIME ZONE 'UTC', m.intent_type, m.slots::text,
-    m.metadata::text
-FROM {conversations} AS c LEFT JOIN {messages} AS m ON m.conversation_id = c.id
-"""
-
-_EXPORT_ORDER: Final[LiteralString] = "ORDER BY c.user_id, c.session_id, m.position"
-
-EXPORT: Final[LiteralString] = f"{_EXPORT}{_EXPORT_ORDER}"
-
-EXPORT_OF_USER: Final[LiteralString] = f"{_EXPORT}WHERE c.user_id = %(owner)s\n{_EXPORT_ORDER}"
-
-NEXT_IDS: Final[LiteralString] = """
-SELECT nextval(seqrelid), seqincrement
-FROM pg_catalog.pg_sequence, generate_series(1, %(blocks)s)
-WHERE seqrelid = %(sequence)s::regclass
-"""
-
-
-_PLACE: Final = re.compile(r"\{(conversations|messages|refuse)\}")
-
-
-class Texts:
-    """The statements of one store: the templates above with the names of its schema."""
-
-    def __init__(self, schema: str) -> None:
-        def identifier(name: str) -> str:
-            return sql.Identifier(schema, name).as_string()
-
-        def compose(template: str) -> bytes:
-            return _PLACE.sub(lambda place: names[place[1]], template.strip()).encode()
-
-        # A % in a statement with parameters is written twice.
-        names = {
-            "conversations": identifier("ai_conversations").replace("%", "%%"),
-            "messages": identifier("ai_messages").replace("%", "%%"),
-            "refuse": identifier("refuse").replace("%", "%%"),
-        }
-        self.sequence = identifier("ai_ids")
-        self.start = compose(START)
-        self.get_or_start = compose(GET_OR_START)
-        self.append = compose(APPEND)
-        self.append_request = compose(APPEND_REQUEST)
-        self.append_together = compose(APPEND_TOGETHER)
-        self.set_status = compose(SET_STATUS)
-        self.update = compose(UPDATE)
-        self.remove = compose(REMOVE)
-        self.erase_user = compose(ERASE_USER)
-        self.look_up = compose(LOOK_UP)
-        # A text without parameters is sent as it is.
-        self.copy_conversations = compose(COPY_CONVERSATIONS).replace(b"%%", b"%")
-        self.copy_messages = compose(COPY_MESSAGES).replace(b"%%", b"%")
-        self.get = compose(GET)
-        self.find = compose(FIND)
-        self.list = compose(LIST)
-        self.list_of_status = compose(LIST_OF_STATUS)
-        self.get_message = compose(GET_MESSAGE)
-        self.latest = compose(LATEST)
-        self.after = compose(AFTER)
-        self.export = compose(EXPORT)
-        self.export_of_user = compose(EXPORT_OF_USER)
-        self.next_ids = compose(NEXT_IDS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import psycopg
 from attrs import define
@@ -22,6 +22,25 @@ T = TypeVar("T")
 
 Parameters: TypeAlias = Mapping[str, object]
 Cursor: TypeAlias = AsyncCursor[Row]
+
+
+@define(eq=False)
+class Look(Generic[T]):
+    """How to see what a statement stored, when its answer was lost; it writes nothing.
+
+    It locks the conversation's row: so it is answered only when all that it shows is as durable as
+    a write of its own would be, on the synchronous standbys too.
+    """
+
+    text: bytes
+    """Its parameters are among those of the statement."""
+    read: Callable[[Sequence[int], list[Row]], list[T]]
+    """The result of the statement, from those ids and what was found; none where that is not
+    there, or not as this statement would have stored it."""
+    proves_stored: bool = False
+    """Whether finding it proves that the unit was stored: the statement inserts ids of its own."""
+    proves_absent: bool = False
+    """Whether not finding it proves that the unit was not stored."""
 
 
 @define(eq=False)
@@ -43,6 +62,11 @@ class Statement(Write[T]):
     """Whether its parameters and its result are small enough to stay with a cursor."""
     request_id: str | None = None
     """Its request, if it has one: then it can meet itself, sent by another, and is sent again."""
+
+    is_repeatable: bool = False
+    """Whether it may be sent again where its answer was lost, if need be after others' changes."""
+    look: Callable[[], Look[T]] | None = None
+    """How to see afterwards what it stored, where that can be seen."""
 
     read_placed: Callable[[Sequence[int], list[Row]], T] | None = None
     """Its result where it was stored together with others, from its ids and (base, time).
@@ -71,6 +95,12 @@ class Command:
 
 BEGIN: Final = Command(b"BEGIN ISOLATION LEVEL READ COMMITTED")
 COMMIT: Final = Command(b"COMMIT")
+
+
+def script_of(statements: Sequence[Statement[Any]]) -> list[Command]:
+    """Return the commands that store statements together: one alone, or a whole transaction."""
+    commands = [Command.of(statement) for statement in statements]
+    return commands if len(commands) == 1 else [BEGIN, *commands, COMMIT]
 
 
 SHORT: Final = 32_768

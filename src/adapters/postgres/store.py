@@ -7,12 +7,13 @@ from psycopg import AsyncConnection, IsolationLevel
 from psycopg_pool import AsyncConnectionPool
 
 from ...domain.errors import StoreMisconfigured, StoreUnavailable
+from ...service_layer.retry import Retry
 from .connections import Connection, LentConnection, Pool, PooledConnections
 from .group_commit import GroupCommit
 from .ids import IdSource, draw_blocks
 from .migrate import check_schema, migrate
-from .sql import Texts
 from .statement import fetch_rows
+from .texts import Texts
 from .unit_of_work import PsycopgUnitOfWork
 
 
@@ -20,7 +21,13 @@ class PostgresStore:
     """What units of work on one schema of one database share."""
 
     def __init__(
-        self, pool: Pool, schema: str, *, dsn: str | None = None, coalesce: bool = False
+        self,
+        pool: Pool,
+        schema: str,
+        *,
+        dsn: str | None = None,
+        coalesce: bool = False,
+        retry: Retry | None = None,
     ) -> None:
         check_schema(schema)
         self._pool = pool
@@ -29,6 +36,7 @@ class PostgresStore:
         self._schema = schema
         self._texts = Texts(schema)
         self._connections = PooledConnections(pool)
+        self.retry = retry or Retry()
         self._ids = IdSource(self._draw_blocks)
         self._group_commit = GroupCommit(self._connections, self._texts) if coalesce else None
 
@@ -61,9 +69,14 @@ class PostgresStore:
         """Return a unit of work, over the pool or over one connection of the host's."""
         if connection is not None:
             lent = LentConnection(connection)
-            return PsycopgUnitOfWork(lent, self._texts, self._ids, user_id)
+            return PsycopgUnitOfWork(lent, self._texts, self._ids, user_id, retry=self.retry)
         return PsycopgUnitOfWork(
-            self._connections, self._texts, self._ids, user_id, self._group_commit
+            self._connections,
+            self._texts,
+            self._ids,
+            user_id,
+            group_commit=self._group_commit,
+            retry=self.retry,
         )
 
     async def migrate(self, id_block: int, connection: Connection | None = None) -> list[str]:

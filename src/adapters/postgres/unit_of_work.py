@@ -20,15 +20,23 @@ import psycopg
 from psycopg import AsyncTransaction
 from psycopg.pq import TransactionStatus
 
-from ...domain.errors import ConversationStoreError, StoreTimeout, UnitOfWorkMisuse
+from ...domain.errors import (
+    CommitOutcomeUnknown,
+    ConversationStoreError,
+    StoreTimeout,
+    UnitOfWorkMisuse,
+)
+from ...service_layer.outcome import Outcome
+from ...service_layer.retry import Retry
 from ...service_layer.script import (
     Block,
     CloseBlock,
+    OpenBlock,
     RegisteredWrite,
     Step,
     StepFailedError,
 )
-from ...service_layer.unit_of_work import MAX_SENDS, AsyncUnitOfWork, Outcome
+from ...service_layer.unit_of_work import MAX_SENDS
 from .bulk import OpenTransaction
 from .commit import await_commit, begin_commit, is_lost, judge_interrupted, outcome_unknown
 from .connections import (
@@ -41,29 +49,26 @@ from .connections import (
     is_usable,
 )
 from .conversations import PsycopgConversationRepository
-from .errors import MISUSE, caused, is_contested, translate
+from .errors import MISUSE, READ_ONLY, caused, is_contested, is_id_taken, translate
 from .group_commit import GroupCommit
 from .ids import IdSource, draw_blocks
+from .inquiry import Inquiry
 from .messages import PsycopgMessageRepository
-from .rows import Row
+from .reading import ReadingUnitOfWork
 from .savepoints import TRIAL, Savepoints, has_trial, loser, statement_of
-from .sql import Texts
 from .statement import (
-    BEGIN,
-    COMMIT,
     Command,
     CommandFailedError,
     Cursor,
-    Parameters,
     Statement,
     execute_together,
-    fetch_rows,
     new_cursor,
+    script_of,
 )
-from .stream import RowStream, StreamAlone, StreamInside
+from .texts import Texts
 
 
-class PsycopgUnitOfWork(AsyncUnitOfWork):
+class PsycopgUnitOfWork(ReadingUnitOfWork):
     """A unit of work on PostgreSQL."""
 
     def __init__(
@@ -72,22 +77,20 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
         texts: Texts,
         ids: IdSource,
         user_id: str | None = None,
+        *,
         group_commit: GroupCommit | None = None,
+        retry: Retry | None = None,
     ) -> None:
-        super().__init__(user_id)
+        super().__init__(connections, user_id, retry)
         self._group_commit = group_commit
-        self._connections = connections
         self._texts = texts
         self._ids = ids
-        self._connection: Connection | None = None
-        """Held while a transaction of the unit is open."""
         self._transaction: AbstractAsyncContextManager[AsyncTransaction] | None = None
         """Ours, unless the unit is inside the host's."""
-        self._in_host_transaction = False
         self._savepoints: Savepoints
-        """Of the open transaction."""
-        self._sent: list[Statement[Any]]
-        """What was carried out in it."""
+        """Of the open transaction, or of the last one."""
+        self._has_foreign_sql: bool
+        """Whether the host may have sent SQL of its own in it."""
 
     # Repositories are made when they are asked for: kept, each unit would be a cycle, which only
     # the garbage collector ends.
@@ -108,39 +111,12 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
         for block in self._blocks:
             block.wrote = True
         await self._flush(also_blocks=True)
+        self._has_foreign_sql = True
         return self._held()
-
-    async def fetch(self, text: bytes, parameters: Parameters) -> list[Row]:
-        """Read rows: in the open transaction if there is one, else in autocommit."""
-        held = self._connection
-        if held is not None:
-            try:
-                check_usable(held)
-                return await fetch_rows(held, text, parameters)
-            except BaseException as error:
-                await self._fail_reading(error)
-                raise
-        connection = await self._connections.borrow()
-        try:
-            return await fetch_rows(connection, text, parameters)
-        finally:
-            await self._connections.give_back(connection)
-
-    async def stream(self, text: bytes, parameters: Parameters) -> RowStream:
-        """Begin to read rows: in the open transaction if there is one, else in one of its own."""
-        held, check = self._connection, self.still_open()
-        if held is None:
-            return await StreamAlone.open(self._connections, text, parameters)
-        return await StreamInside.open(held, check, self._fail_reading, text, parameters)
-
-    async def _fail_reading(self, error: BaseException) -> None:
-        opened = [block for block in self._blocks if block.opened]
-        if self._blocks:
-            await self._fail(opened[-1] if opened else self._blocks[0], error)
 
     def transaction(self) -> OpenTransaction:
         """Give what is needed of the transaction that is open."""
-        return OpenTransaction(self._held(), self._draw_ids, self._sent)
+        return OpenTransaction(self._held(), self._draw_ids, self._savepoints.sent)
 
     # What AsyncUnitOfWork asks of an adapter ------------------------------------------------------
 
@@ -151,10 +127,24 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
             if self._in_host_transaction:
                 self._connection = self._connections.connection
                 self._savepoints = Savepoints(in_host_transaction=True)
-                self._sent = []
 
-    def _may_send_again(self) -> bool:
-        return not self._in_host_transaction
+    async def _find_out(self, lost: CommitOutcomeUnknown, steps: list[Step] | None) -> None:
+        writes = [step for step in steps or () if isinstance(step, RegisteredWrite)]
+        statements = (
+            self._savepoints.sent if steps is None else [statement_of(step) for step in writes]
+        )
+        inquiry = Inquiry(self._connections, statements, keep=steps is not None)
+        is_ours_alone = steps is not None or not self._has_foreign_sql
+        if not (is_ours_alone and self._may_send_again(lost) and inquiry.can_tell()):
+            raise lost
+        try:
+            error = await inquiry.run(self._retry, lost)
+        finally:
+            self._outcome = inquiry.outcome
+            for step, result in zip(writes, inquiry.results, strict=False):
+                step.carried_out(result)
+        if error is not None:
+            raise error
 
     async def _draw_ids(self, count: int) -> Sequence[int]:
         if self._ids.has(count):
@@ -194,16 +184,14 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
             group.leave(seat)
 
     async def _send_alone(self, writes: list[RegisteredWrite[Any]]) -> None:
-        commands = [Command.of(statement_of(step)) for step in writes]
-        if len(commands) > 1:
-            commands = [BEGIN, *commands, COMMIT]
+        statements = [statement_of(step) for step in writes]
+        commands = script_of(statements)
         connection = await self._connections.borrow()
         cursors: list[Cursor] = []
         try:
             await execute_together(connection, cursors, commands)
             self._outcome = Outcome.COMMITTED
         except CommandFailedError as failure:
-            statements = [statement_of(step) for step in writes]
             raise self._judge(failure.error, connection, statements) from failure.error
         except BaseException:
             self._outcome = judge_interrupted(cursors, connection)
@@ -241,6 +229,7 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
                 await execute_together(connection, cursors, [command for _, command in script])
             except CommandFailedError as failure:
                 step, _ = script[failure.index]
+                self._learn(failure.error, connection)
                 await self._take_results(script[: failure.index], cursors)
                 if not is_contested(failure.error) or sends == MAX_SENDS or not has_trial(step):
                     raise StepFailedError(loser(step), caused(failure.error)) from failure.error
@@ -253,6 +242,7 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
                 return
 
     async def _undo(self, block: Block) -> None:
+        self._savepoints.note_undone(block)
         await self._undo_to(self._savepoints.name(block))
 
     async def _commit(self) -> None:
@@ -272,7 +262,7 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
             await asyncio.shield(task)
             outcome = Outcome.COMMITTED
         except psycopg.Error as error:
-            judged = self._judge(error, connection, self._sent)
+            judged = self._judge(error, connection, self._savepoints.sent)
             outcome = self._outcome
             raise judged from error
         except BaseException:
@@ -321,7 +311,8 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
             await self._connections.give_back(connection)
             raise
         self._connection, self._transaction = connection, transaction
-        self._savepoints, self._sent = Savepoints(in_host_transaction=False), []
+        self._savepoints = Savepoints(in_host_transaction=False)
+        self._has_foreign_sql = False
 
     async def _end(self, outcome: Outcome) -> None:
         connection = self._held()
@@ -366,14 +357,26 @@ class PsycopgUnitOfWork(AsyncUnitOfWork):
     ) -> None:
         for (step, command), cursor in zip(script, cursors, strict=False):
             if isinstance(step, RegisteredWrite) and command.parameters is not None:
-                statement = statement_of(step)
-                step.carried_out(await statement.result_of(cursor))
-                self._sent.append(statement)
+                step.carried_out(await statement_of(step).result_of(cursor))
+                self._savepoints.note(step)
+            elif isinstance(step, OpenBlock):
+                self._savepoints.note(step)
 
     def _judge(
         self, error: psycopg.Error, connection: Connection, sent: list[Statement[Any]]
     ) -> ConversationStoreError:
         """Return what it means that a unit failed while it was committed; set the outcome."""
         lost = is_lost(error, connection)
+        self._learn(error, connection)
         self._outcome = Outcome.UNKNOWN if lost else Outcome.ROLLED_BACK
+        if is_id_taken(error):
+            for statement in sent:
+                statement.ids = ()  # others are drawn when it is sent again
         return outcome_unknown(error, sent) if lost else translate(error)
+
+    def _learn(self, error: psycopg.Error, connection: Connection) -> None:
+        """Learn from an error what not to use again."""
+        if error.sqlstate == READ_ONLY:
+            self._connections.refuse(connection)
+        if is_id_taken(error):
+            self._ids.forget()

@@ -1,0 +1,57 @@
+"""The statements of one store: composed once, with the names of its schema."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from psycopg.sql import Identifier
+
+from . import sql, sql_reads
+
+_PLACE: Final = re.compile(r"\{(conversations|messages|refuse)\}")
+
+
+class Texts:
+    """The statements of one store: the templates above with the names of its schema."""
+
+    def __init__(self, schema: str) -> None:
+        def identifier(name: str) -> str:
+            return Identifier(schema, name).as_string()
+
+        def compose(template: str) -> bytes:
+            return _PLACE.sub(lambda place: names[place[1]], template.strip()).encode()
+
+        # A % in a statement with parameters is written twice.
+        names = {
+            "conversations": identifier("ai_conversations").replace("%", "%%"),
+            "messages": identifier("ai_messages").replace("%", "%%"),
+            "refuse": identifier("refuse").replace("%", "%%"),
+        }
+        self.sequence = identifier("ai_ids")
+        self.start = compose(sql.START)
+        self.get_or_start = compose(sql.GET_OR_START)
+        self.append = compose(sql.APPEND)
+        self.append_request = compose(sql.APPEND_REQUEST)
+        self.append_together = compose(sql.APPEND_TOGETHER)
+        self.look_for_start = compose(sql_reads.LOOK_FOR_START)
+        self.look_for_turn = compose(sql_reads.LOOK_FOR_TURN)
+        self.look_for_request = compose(sql_reads.LOOK_FOR_REQUEST)
+        self.set_status = compose(sql.SET_STATUS)
+        self.update = compose(sql.UPDATE)
+        self.remove = compose(sql.REMOVE)
+        self.erase_user = compose(sql.ERASE_USER)
+        self.look_up = compose(sql.LOOK_UP)
+        # A text without parameters is sent as it is.
+        self.copy_conversations = compose(sql.COPY_CONVERSATIONS).replace(b"%%", b"%")
+        self.copy_messages = compose(sql.COPY_MESSAGES).replace(b"%%", b"%")
+        self.get = compose(sql_reads.GET)
+        self.find = compose(sql_reads.FIND)
+        self.list = compose(sql_reads.LIST)
+        self.list_of_status = compose(sql_reads.LIST_OF_STATUS)
+        self.get_message = compose(sql_reads.GET_MESSAGE)
+        self.latest = compose(sql_reads.LATEST)
+        self.after = compose(sql_reads.AFTER)
+        self.export = compose(sql_reads.EXPORT)
+        self.export_of_user = compose(sql_reads.EXPORT_OF_USER)
+        self.next_ids = compose(sql_reads.NEXT_IDS)

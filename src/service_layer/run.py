@@ -1,0 +1,45 @@
+"""A unit of work of any kind, tried again as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from .retry import GIVEN_UP, Retry, try_again
+from .unit_of_work import AsyncUnitOfWork
+
+T = TypeVar("T")
+
+
+async def run_unit(
+    new_unit: Callable[[], AsyncUnitOfWork],
+    work: Callable[[AsyncUnitOfWork], Awaitable[T]],
+    retry: Retry,
+) -> T:
+    """Do work in one unit of work, and again in a new one when the server gave it up.
+
+    For units that read, decide and write: a unit that is a single flush is tried again by itself.
+    The work is done inside an open block, so all of it is one unit; it may be done several times,
+    so what it does outside the unit must bear that.
+
+    Args:
+        new_unit: gives a new unit of work for each try.
+        work: what to do; it is given the unit, entered. Its result is returned.
+        retry: how often and how long.
+
+    Raises: what the work or leaving its unit raised, in the last try; `tried` holds the errors of
+    the tries before. Tried again are TransactionAborted and StoreUnavailable; nothing of the unit
+    is stored then. A unit whose COMMIT was lost is never done again unless it is certain that it
+    is not stored.
+    """
+
+    async def once() -> T:
+        async with new_unit() as uow:
+            return await work(uow)
+
+    try:
+        return await once()
+    except GIVEN_UP as error:
+        if error.tried:  # by the unit itself, as often as it may
+            raise
+        return await try_again(retry, error, once)
