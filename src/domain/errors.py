@@ -20,6 +20,7 @@
     ├── StoreError
     │   ├── TransactionAborted      retryable
     │   ├── StoreUnavailable        retryable
+    │   │   └── StoreClosed
     │   ├── StoreTimeout            retryable
     │   ├── StoreMisconfigured
     │   └── CommitOutcomeUnknown
@@ -247,6 +248,12 @@ class StoreUnavailable(StoreError):
     """The server cannot be reached or takes no work now; nothing was stored."""
 
     retryable: ClassVar[bool] = True
+
+
+class StoreClosed(StoreUnavailable):
+    """The store, or the pool that it was given, was closed; nothing was stored."""
+
+    retryable: ClassVar[bool] = False
 
 
 class StoreTimeout(StoreError):

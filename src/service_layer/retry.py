@@ -78,11 +78,16 @@ def _is_within(value: Any, least: float, most: float) -> bool:
     return isinstance(value, int | float) and least <= value <= most
 
 
+def was_given_up(error: ConversationStoreError) -> bool:
+    """Whether nothing was stored and another try may succeed."""
+    return isinstance(error, GIVEN_UP) and error.retryable
+
+
 async def try_again(
     retry: Retry,
     error: ConversationStoreError,
     work: Callable[[], Awaitable[T]],
-    is_worth: Callable[[ConversationStoreError], bool] = lambda error: isinstance(error, GIVEN_UP),
+    is_worth: Callable[[ConversationStoreError], bool] = was_given_up,
 ) -> T:
     """Do work again that failed with `error`, until it succeeds or is not worth another try.
 

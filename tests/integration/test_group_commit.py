@@ -24,8 +24,9 @@ from conversation_store import (
     Message,
     MessageDraft,
     Outcome,
+    Retry,
+    StoreClosed,
     StoreTimeout,
-    StoreUnavailable,
     append_messages,
     close_conversation,
     start_conversation,
@@ -132,6 +133,13 @@ async def crowd_of(
 async def crowd(dsn: str, migrated: set[str]) -> AsyncIterator[Crowd]:
     """Give a coalescing store."""
     async with crowd_of(dsn, migrated) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def crowd_once(dsn: str, migrated: set[str]) -> AsyncIterator[Crowd]:
+    """Give a coalescing store that tries nothing again."""
+    async with crowd_of(dsn, migrated, retry=Retry(attempts=1)) as opened:
         yield opened
 
 
@@ -366,17 +374,18 @@ async def test_a_statement_refused_as_a_whole_fails_nobody(
         assert await stored(crowd) == 2 * 7
 
 
-async def test_a_lost_flush_is_unknown_to_each_by_itself(crowd: Crowd) -> None:
+async def test_a_lost_flush_is_unknown_to_each_by_itself(crowd_once: Crowd) -> None:
     """CommitOutcomeUnknown names the caller's own ids; sent again, each is stored once."""
-    turns = {chat: turn(chat) for chat in crowd.chats}
-    async with crowd.locked():
-        sent = [crowd.send(chat, drafts, request_id=f"r-{chat}") for chat, drafts in turns.items()]
-        await crowd.terminate(await crowd.waiting_backends())
+    turns = {chat: turn(chat) for chat in crowd_once.chats}
+    async with crowd_once.locked():
+        send = crowd_once.send
+        sent = [send(chat, drafts, request_id=f"r-{chat}") for chat, drafts in turns.items()]
+        await crowd_once.terminate(await crowd_once.waiting_backends())
     ends = await ends_of(sent)
     lost = [end for end in ends if not isinstance(end, list)]
     assert len(lost) == 7  # the first went alone
     named: list[int] = []
-    for chat, sending, error in zip(crowd.chats, sent, ends, strict=True):
+    for chat, sending, error in zip(crowd_once.chats, sent, ends, strict=True):
         if isinstance(error, list):
             continue
         assert isinstance(error, CommitOutcomeUnknown)
@@ -385,10 +394,10 @@ async def test_a_lost_flush_is_unknown_to_each_by_itself(crowd: Crowd) -> None:
         assert sending.uow.outcome is Outcome.UNKNOWN
         named += error.message_ids
     assert len(set(named)) == len(named) == 2 * len(lost)
-    with crowd.count():
-        again = [crowd.send(chat, drafts, request_id=f"r-{chat}") for chat, drafts in turns.items()]
+    with crowd_once.count():
+        again = [send(chat, drafts, request_id=f"r-{chat}") for chat, drafts in turns.items()]
         assert all(messages[0].position == 1 for messages in await ends_of(again))
-    assert await stored(crowd) == 2 * len(crowd.chats)
+    assert await stored(crowd_once) == 2 * len(crowd_once.chats)
 
 
 @pytest.mark.parametrize("many", [8, 3 * MOST_TURNS * MOST_AWAY])
@@ -413,15 +422,15 @@ async def test_without_a_connection_each_has_its_own_timeout(
 
 
 async def test_a_store_that_is_closed_leaves_nobody_waiting(dsn: str, migrated: set[str]) -> None:
-    """Who is not stored by then has StoreUnavailable."""
+    """Who is not stored by then has StoreClosed."""
     async with crowd_of(dsn, migrated, min_size=1, max_size=1) as crowd:
         sent = [crowd.send(crowd.chats[n % 8], turn(n)) for n in range(4 * MOST_TURNS)]
         with crowd.count():
             await asyncio.sleep(0)
             await crowd.store.__aexit__(None, None, None)
             ends = await ends_of(sent)
-    assert {type(end) for end in ends} <= {list, StoreUnavailable}
-    assert isinstance(ends[-1], StoreUnavailable)
+    assert {type(end) for end in ends} <= {list, StoreClosed}
+    assert isinstance(ends[-1], StoreClosed)
 
 
 # Cancellation -------------------------------------------------------------------------------------
@@ -526,21 +535,21 @@ async def test_a_flush_that_a_host_cancels_is_no_harm(
 
 
 async def test_a_flush_that_was_cut_off_is_unknown(
-    crowd: Crowd, monkeypatch: pytest.MonkeyPatch
+    crowd_once: Crowd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cancelled again before the server said how it ended, it is not sent again on a guess."""
     tasks: list[asyncio.Task[None]] = []
-    depart = crowd.group._depart
+    depart = crowd_once.group._depart
 
     def caught(flush: Any) -> None:
         depart(flush)
         if flush.task is not None:
             tasks.append(flush.task)
 
-    monkeypatch.setattr(crowd.group, "_depart", caught)
-    async with crowd.locked():
-        sent = [crowd.send(chat, request_id="r") for chat in crowd.chats]
-        await crowd.waiting_backends()
+    monkeypatch.setattr(crowd_once.group, "_depart", caught)
+    async with crowd_once.locked():
+        sent = [crowd_once.send(chat, request_id="r") for chat in crowd_once.chats]
+        await crowd_once.waiting_backends()
         for _ in range(2):
             tasks[0].cancel()
             await asyncio.sleep(0)
@@ -548,8 +557,8 @@ async def test_a_flush_that_was_cut_off_is_unknown(
     await sent[0].task
     assert {type(error) for error in errors} == {CommitOutcomeUnknown}
     assert {sending.uow.outcome for sending in sent[1:]} == {Outcome.UNKNOWN}
-    await ends_of([crowd.send(chat, request_id="r") for chat in crowd.chats])
-    assert await stored(crowd) == 2 * len(sent)
+    await ends_of([crowd_once.send(chat, request_id="r") for chat in crowd_once.chats])
+    assert await stored(crowd_once) == 2 * len(sent)
 
 
 # What is left -------------------------------------------------------------------------------------

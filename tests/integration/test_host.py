@@ -17,6 +17,7 @@ from conversation_store import (
     ConversationNotFound,
     ConversationStore,
     Outcome,
+    StoreClosed,
     StoreError,
     StoreUnavailable,
     UnitOfWorkMisuse,
@@ -449,7 +450,7 @@ async def test_a_pool_that_was_lent_is_given_back_as_it_was(dsn: str) -> None:
                 )
         async with pool.connection() as connection:
             assert not connection.autocommit
-    with pytest.raises(StoreUnavailable, match="closed"):
+    with pytest.raises(StoreClosed, match="closed"):
         await find_conversation(store.unit_of_work(), user_id="u", session_id="s")
 
 

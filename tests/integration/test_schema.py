@@ -25,9 +25,11 @@ from conversation_store import (
     get_conversation,
     start_conversation,
 )
-from conversation_store.adapters.postgres import sql as texts_module
+from conversation_store.adapters.postgres import sql as sql_writes
+from conversation_store.adapters.postgres import sql_reads
 from conversation_store.adapters.postgres.errors import (
     CONSTRAINTS,
+    ID_KEYS,
     REFUSALS,
     REQUEST_KEY,
     is_contested,
@@ -41,8 +43,11 @@ SCHEMA = "the_schema"
 GLOSSARY = Path(__file__).resolve().parents[2] / "docs" / "glossary.md"
 TEMPLATES = {
     name: text
-    for name, text in vars(texts_module).items()
-    if name.isupper() and not name.startswith("_") and isinstance(text, str)
+    for name, text in (vars(sql_writes) | vars(sql_reads)).items()
+    if name.isupper()
+    and not name.startswith("_")
+    and isinstance(text, str)
+    and name not in {"CONVERSATION", "MESSAGE", "IS_ADDRESSED", "IS_SCOPED"}  # parts of others
 }
 
 
@@ -134,11 +139,14 @@ async def test_a_violated_constraint_is_an_error_of_the_domain(conn: Connection,
         await conn.execute(VIOLATIONS[name])
     assert violated.value.diag.constraint_name == name
     translated = translate(violated.value)
-    assert type(translated) is (TransactionAborted if name == REQUEST_KEY else StoreError)
+    assert type(translated) is (
+        TransactionAborted if name in (REQUEST_KEY, *ID_KEYS) else StoreError
+    )
     assert isinstance(translated, StoreError | TransactionAborted)
     assert translated.reason == CONSTRAINTS[name]
     assert translated.sqlstate == violated.value.sqlstate
-    assert translated.retryable is is_contested(violated.value) is (name == REQUEST_KEY)
+    assert translated.retryable is (name in {REQUEST_KEY, *ID_KEYS})
+    assert is_contested(violated.value) is (name == REQUEST_KEY)
 
 
 def test_every_constraint_is_violated_here() -> None:

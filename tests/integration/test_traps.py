@@ -21,6 +21,7 @@ from conversation_store import (
     ConversationStore,
     NewConversation,
     Outcome,
+    Retry,
     Status,
     StoreError,
     StoreTimeout,
@@ -46,6 +47,15 @@ MISSING = 4_000_000_000_000
 async def narrow(dsn: str, migrated: set[str]) -> AsyncIterator[ConversationStore]:
     """Give a store with a single connection, so that what one call leaves behind the next meets."""
     async with open_store(dsn, "operational", migrated, min_size=1, max_size=1) as store:
+        yield store
+
+
+@pytest.fixture
+async def once(dsn: str, migrated: set[str]) -> AsyncIterator[ConversationStore]:
+    """Give a store with a single connection that tries nothing again."""
+    retry = Retry(attempts=1)
+    opened = open_store(dsn, "operational", migrated, min_size=1, max_size=1, retry=retry)
+    async with opened as store:
         yield store
 
 
@@ -438,11 +448,11 @@ async def lost_while_it_waits(dsn: str, conversation: int, unit: Any) -> Any:
 
 @pytest.mark.parametrize("writes", [1, 3])
 async def test_a_unit_lost_while_it_is_committed_is_unknown(
-    narrow: ConversationStore, dsn: str, writes: int
+    once: ConversationStore, dsn: str, writes: int
 ) -> None:
     """CommitOutcomeUnknown names the conversation, the messages and the request."""
-    conversation = await start(narrow)
-    uow = narrow.unit_of_work()
+    conversation = await start(once)
+    uow = once.unit_of_work()
 
     async def unit() -> None:
         async with uow:
@@ -456,15 +466,15 @@ async def test_a_unit_lost_while_it_is_committed_is_unknown(
     assert error.request_ids == tuple(f"r-{number}" for number in range(writes))
     assert len(set(error.message_ids)) == 2 * writes
     await unit()
-    assert await count(narrow, conversation) == 2 * writes
+    assert await count(once, conversation) == 2 * writes
 
 
-async def test_an_unknown_start_names_its_ids(narrow: ConversationStore, dsn: str) -> None:
+async def test_an_unknown_start_names_its_ids(once: ConversationStore, dsn: str) -> None:
     """The ids of what would have been started are in the error."""
-    conversation = await start(narrow)
+    conversation = await start(once)
 
     async def unit() -> None:
-        async with narrow.unit_of_work() as uow:
+        async with once.unit_of_work() as uow:
             uow.conversations.add(NewConversation(user_id="u", session_id="new"), turn(1))
             uow.conversations.set_status(conversation, Status.CLOSED)
 
@@ -476,20 +486,20 @@ async def test_an_unknown_start_names_its_ids(narrow: ConversationStore, dsn: st
 
 
 async def test_a_read_that_is_lost_is_unavailable_and_the_pool_recovers(
-    narrow: ConversationStore, dsn: str
+    once: ConversationStore, dsn: str
 ) -> None:
     """StoreUnavailable, retryable; the next call has a new connection."""
-    conversation = await start(narrow)
+    conversation = await start(once)
 
     async def read() -> None:
-        async with narrow.unit_of_work() as uow, asyncio.timeout(5):
+        async with once.unit_of_work() as uow, asyncio.timeout(5):
             cast_away: Any = uow
             await cast_away.fetch(b"SELECT pg_sleep(3)", {})
 
     error = await lost_while_it_waits(dsn, conversation, read())
     assert isinstance(error, StoreUnavailable)
     assert error.retryable
-    assert await count(narrow, conversation) == 0
+    assert await count(once, conversation) == 0
 
 
 async def test_a_connection_lost_before_the_commit_stores_nothing(
@@ -509,11 +519,11 @@ async def test_a_connection_lost_before_the_commit_stores_nothing(
 
 
 async def test_a_connection_lost_at_the_commit_is_unknown(
-    narrow: ConversationStore, dsn: str
+    once: ConversationStore, dsn: str
 ) -> None:
     """Lost between the last flush and the COMMIT, the outcome is not guessed, and ids are named."""
-    conversation = await start(narrow)
-    uow = narrow.unit_of_work()
+    conversation = await start(once)
+    uow = once.unit_of_work()
     with pytest.raises(CommitOutcomeUnknown) as caught:
         async with uow:
             messages = await uow.messages.append(conversation, turn(1), request_id="r")
@@ -522,7 +532,7 @@ async def test_a_connection_lost_at_the_commit_is_unknown(
     assert caught.value.conversation_ids == (conversation,)
     assert caught.value.message_ids == tuple(message.id for message in messages)
     assert caught.value.request_ids == ("r",)
-    assert await count(narrow, conversation) == 0
+    assert await count(once, conversation) == 0
 
 
 async def test_a_statement_timeout_is_a_store_timeout(narrow: ConversationStore, dsn: str) -> None:

@@ -21,6 +21,7 @@ from ...domain.errors import (
     DuplicateSession,
     InvalidTransition,
     RequestConflict,
+    StoreClosed,
     StoreError,
     StoreMisconfigured,
     StoreTimeout,
@@ -187,7 +188,7 @@ def _without_sqlstate(error: psycopg.Error) -> ConversationStoreError:
     if isinstance(error, psycopg_pool.PoolTimeout | psycopg_pool.TooManyRequests):
         return StoreTimeout(reason=f"no connection was free in time: {error}")
     if isinstance(error, psycopg_pool.PoolClosed):
-        return UnitOfWorkMisuse(reason="the store, or the pool it was given, is closed")
+        return StoreClosed(reason="the store, or the pool that it was given, is closed")
     if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
         return StoreUnavailable(reason=f"the connection failed: {error}")
     return StoreError(reason=f"the driver reported {type(error).__name__}")

@@ -1,0 +1,633 @@
+"""A unit whose answer was lost: the store finds out what became of it, and never guesses.
+
+The old connection may have stored the unit, may be about to, or may never have got it; and others
+may have changed the conversation since.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+import pytest
+from late_proxy import LateProxy
+from store_fixtures import draft, open_store, turn
+
+from conversation_store import (
+    AsyncUnitOfWork,
+    CommitOutcomeUnknown,
+    ConcurrentUpdate,
+    Conversation,
+    ConversationNotAcceptingMessages,
+    ConversationNotFound,
+    ConversationStore,
+    DuplicateSession,
+    Message,
+    NewConversation,
+    Outcome,
+    Retry,
+    Status,
+    StoreUnavailable,
+    TransactionAborted,
+    append_messages,
+    archive_conversation,
+    close_conversation,
+    delete_conversation,
+    erase_user,
+    find_conversation,
+    get_conversation,
+    get_or_start_conversation,
+    latest_messages,
+    list_conversations,
+    messages_after,
+    reopen_conversation,
+    start_conversation,
+    update_conversation,
+)
+from conversation_store.adapters.postgres.inquiry import Inquiry
+
+
+@dataclass
+class Lossy:
+    """A store behind a proxy, and the same store without it."""
+
+    store: ConversationStore
+    direct: ConversationStore
+    proxy: LateProxy
+    dsn: str
+    chat: int = 0
+
+    def uow(self) -> AsyncUnitOfWork:
+        """Return a unit of work behind the proxy."""
+        return self.store.unit_of_work()
+
+    def append(self, drafts: list[Any], **values: Any) -> Awaitable[list[Message]]:
+        """Append behind the proxy."""
+        return append_messages(self.uow(), conversation_id=self.chat, drafts=drafts, **values)
+
+    async def stored(self) -> list[str]:
+        """Return the contents of the conversation; positions must have no gap."""
+        messages = await messages_after(
+            self.direct.unit_of_work(), conversation_id=self.chat, position=0
+        )
+        assert [message.position for message in messages] == list(range(1, len(messages) + 1))
+        found = await get_conversation(self.direct.unit_of_work(), conversation_id=self.chat)
+        assert found.message_count == len(messages)
+        return [message.content for message in messages]
+
+    async def close(self) -> None:
+        """Close the conversation, as another would."""
+        await close_conversation(self.direct.unit_of_work(), conversation_id=self.chat)
+
+
+@asynccontextmanager
+async def lossy_store(dsn: str, migrated: set[str], **options: Any) -> AsyncIterator[Lossy]:
+    """Open a store behind a proxy, with a conversation, ids in stock and a warm connection."""
+    async with open_store(dsn, "operational", migrated) as direct, LateProxy(dsn) as proxy:
+        values = {"min_size": 1, "max_size": 4} | options
+        async with ConversationStore.connect(proxy.dsn, **values) as store:
+            lossy = Lossy(store, direct, proxy, dsn)
+            started, _ = await start_conversation(lossy.uow(), user_id="u", session_id="s")
+            lossy.chat = started.id
+            yield lossy
+
+
+@pytest.fixture
+async def lossy(dsn: str, migrated: set[str]) -> AsyncIterator[Lossy]:
+    """Give a store behind a proxy."""
+    async with lossy_store(dsn, migrated) as opened:
+        yield opened
+
+
+@asynccontextmanager
+async def locked(lossy: Lossy) -> AsyncIterator[None]:
+    """Hold the lock of the conversation's row."""
+    async with await psycopg.AsyncConnection.connect(lossy.dsn) as blocker:
+        await blocker.execute(
+            "SELECT FROM operational.ai_conversations WHERE id = %s FOR UPDATE", [lossy.chat]
+        )
+        yield
+        await blocker.rollback()
+
+
+async def waits(lossy: Lossy, *, count: int) -> None:
+    """Return when so many backends wait for a lock."""
+    async with await psycopg.AsyncConnection.connect(lossy.dsn, autocommit=True) as watcher:
+        async with asyncio.timeout(5):
+            while True:
+                cursor = await watcher.execute(
+                    "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+                )
+                row = await cursor.fetchone()
+                if row is not None and row[0] >= count:
+                    return
+                await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def between(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Awaitable[Any]]], None]:
+    """Give a way to have something done between the loss of an answer and the first question."""
+
+    def arrange(act: Callable[[], Awaitable[Any]]) -> None:
+        ask = Inquiry._ask
+        acts = [act]
+
+        async def ask_later(inquiry: Inquiry, lost: CommitOutcomeUnknown) -> Any:
+            if acts:
+                await acts.pop()()
+            return await ask(inquiry, lost)
+
+        monkeypatch.setattr(Inquiry, "_ask", ask_later)
+
+    return arrange
+
+
+# Each service function --------------------------------------------------------------------------
+
+
+WRITES: dict[str, Callable[[AsyncUnitOfWork, int], Awaitable[Any]]] = {
+    "append": lambda uow, chat: append_messages(uow, conversation_id=chat, drafts=turn(1)),
+    "append, with slots": lambda uow, chat: append_messages(
+        uow,
+        conversation_id=chat,
+        drafts=[draft("ü\u2028", slots={"a": [1.0, 1e23, -0.0, None]}, metadata={}) for _ in "ab"],
+    ),
+    "append, with a request": lambda uow, chat: append_messages(
+        uow, conversation_id=chat, drafts=turn(1), request_id="r"
+    ),
+    "append, at a version": lambda uow, chat: append_messages(
+        uow, conversation_id=chat, drafts=turn(1), expected_version=1
+    ),
+    "start": lambda uow, _: start_conversation(
+        uow, user_id="u", session_id="new", drafts=turn(1), metadata={"a": 1}
+    ),
+    "start, silent": lambda uow, _: start_conversation(uow, user_id="u", session_id="new"),
+    "get or start": lambda uow, _: get_or_start_conversation(
+        uow, user_id="u", session_id="new", drafts=turn(1)
+    ),
+    "get or start, there": lambda uow, _: get_or_start_conversation(
+        uow, user_id="u", session_id="s"
+    ),
+    "close": lambda uow, chat: close_conversation(uow, conversation_id=chat),
+    "reopen": lambda uow, chat: reopen_conversation(uow, conversation_id=chat),
+    "archive": lambda uow, chat: archive_conversation(uow, conversation_id=chat),
+    "delete": lambda uow, chat: delete_conversation(uow, conversation_id=chat),
+    "update, at a version": lambda uow, chat: update_conversation(
+        uow, conversation_id=chat, rescue_id="r", expected_version=1
+    ),
+}
+
+BY_VERSION = "update, at a version"
+
+
+async def state(lossy: Lossy) -> list[tuple[Any, ...]]:
+    """Return what is stored, without ids and times."""
+    page = await list_conversations(lossy.direct.unit_of_work(), user_id="u")
+    found: list[tuple[Any, ...]] = []
+    for one in page.conversations:
+        messages = await latest_messages(lossy.direct.unit_of_work(), conversation_id=one.id)
+        said = [(m.position, m.content, m.slots, m.metadata) for m in messages]
+        found.append((one.session_id, one.status, one.message_count, one.rescue_id, said))
+    return sorted(found)
+
+
+def without_ids(result: Any) -> Any:
+    """Return a result with its ids and times taken out."""
+    if isinstance(result, tuple | list):
+        return [without_ids(part) for part in result]
+    if isinstance(result, Message):
+        return result.position, result.content, result.slots, result.metadata
+    if isinstance(result, Conversation):
+        return result.session_id, result.status, result.message_count, result.metadata
+    return result
+
+
+@pytest.mark.parametrize("name", [name for name in WRITES if name != BY_VERSION])
+async def test_a_lost_answer_is_asked_for_again(dsn: str, migrated: set[str], name: str) -> None:
+    """The caller gets what it would have got, and it is stored once, as if nothing had been."""
+    async with lossy_store(dsn, migrated) as calm:
+        expected = without_ids(await WRITES[name](calm.uow(), calm.chat))
+        expected_state = await state(calm)
+    async with lossy_store(dsn, migrated) as lossy:
+        lossy.proxy.lose()
+        uow = lossy.uow()
+        result = await WRITES[name](uow, lossy.chat)
+        assert without_ids(result) == expected
+        assert uow.outcome is Outcome.COMMITTED
+        assert await state(lossy) == expected_state
+
+
+@pytest.mark.parametrize("name", WRITES)
+async def test_what_never_arrived_is_sent_again(lossy: Lossy, name: str) -> None:
+    """Lost on its way there, it is stored by the second; if it arrives late, it is refused."""
+    lossy.proxy.keep()
+    uow = lossy.uow()
+    await WRITES[name](uow, lossy.chat)
+    assert uow.outcome is Outcome.COMMITTED
+    before = await state(lossy)
+    await lossy.proxy.deliver()
+    assert await state(lossy) == before
+
+
+async def test_an_update_is_not_repeated(lossy: Lossy) -> None:
+    """Done again it could undo what another has done since: the caller is told that, at once."""
+    lossy.proxy.lose()
+    uow = lossy.uow()
+    with pytest.raises(CommitOutcomeUnknown) as caught:
+        await update_conversation(uow, conversation_id=lossy.chat, rescue_id="r")
+    assert caught.value.conversation_ids == (lossy.chat,)
+    assert caught.value.tried == ()
+    assert uow.outcome is Outcome.UNKNOWN
+
+
+async def test_an_update_at_a_version_that_moved_is_unknown(lossy: Lossy) -> None:
+    """Whether it moved by this update or by another's cannot be told; it is not done twice."""
+    lossy.proxy.lose()
+    with pytest.raises(CommitOutcomeUnknown) as caught:
+        await WRITES[BY_VERSION](lossy.uow(), lossy.chat)
+    assert isinstance(caught.value.__cause__, ConcurrentUpdate)
+    found = await get_conversation(lossy.direct.unit_of_work(), conversation_id=lossy.chat)
+    assert (found.rescue_id, found.version) == ("r", 2)
+
+
+async def test_an_erasure_is_not_repeated(lossy: Lossy) -> None:
+    """Its receipt would count what is left."""
+    lossy.proxy.lose()
+    with pytest.raises(CommitOutcomeUnknown):
+        await erase_user(lossy.uow(), user_id="u")
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda uow, chat: get_conversation(uow, conversation_id=chat),
+        lambda uow, chat: latest_messages(uow, conversation_id=chat),
+        lambda uow, _: list_conversations(uow, user_id="u"),
+        lambda uow, _: find_conversation(uow, user_id="u", session_id="s"),
+    ],
+)
+async def test_a_lost_read_is_read_again(lossy: Lossy, read: Any) -> None:
+    """Nobody notices."""
+    lossy.proxy.lose()
+    assert await read(lossy.uow(), lossy.chat) == await read(
+        lossy.direct.unit_of_work(), lossy.chat
+    )
+
+
+# The old connection is still at work ------------------------------------------------------------
+
+
+async def test_the_old_one_waits_for_a_lock(lossy: Lossy) -> None:
+    """Looking would say that it is not stored, and it would be a moment later."""
+    async with locked(lossy):
+        sending = asyncio.ensure_future(lossy.append(turn(1)))
+        await waits(lossy, count=1)
+        lossy.proxy.cut_off()
+        await waits(lossy, count=2)  # the old one and the new one
+    messages = await sending
+    assert [message.position for message in messages] == [1, 2]
+    assert await lossy.stored() == ["question 1", "answer 1"]
+
+
+async def test_the_second_overtakes_the_first(lossy: Lossy) -> None:
+    """Arriving late, the first is refused by its own ids, and takes no position."""
+    lossy.proxy.keep()
+    messages = await lossy.append(turn(1))
+    await append_messages(
+        lossy.direct.unit_of_work(), conversation_id=lossy.chat, drafts=[draft("between")]
+    )
+    await lossy.proxy.deliver()
+    assert [message.position for message in messages] == [1, 2]
+    assert await lossy.stored() == ["question 1", "answer 1", "between"]
+
+
+async def test_the_server_does_not_answer_in_time(dsn: str, migrated: set[str]) -> None:
+    """At the deadline the caller is told what to ask for later, and what was tried."""
+    retry = Retry(deadline=0.5)
+    async with lossy_store(dsn, migrated, retry=retry) as lossy:
+        uow = lossy.uow()
+        async with locked(lossy):
+            sending = asyncio.ensure_future(
+                append_messages(uow, conversation_id=lossy.chat, drafts=turn(1), request_id="r")
+            )
+            await waits(lossy, count=1)
+            lossy.proxy.cut_off()
+            with pytest.raises(CommitOutcomeUnknown) as caught:
+                await sending
+        assert caught.value.request_ids == ("r",)
+        assert caught.value.conversation_ids == (lossy.chat,)
+        assert uow.outcome is Outcome.UNKNOWN
+        again = await lossy.append(turn(1), request_id="r")
+        assert [message.position for message in again] == [1, 2]
+        assert await lossy.stored() == ["question 1", "answer 1"]
+
+
+async def test_the_question_itself_is_cancelled(lossy: Lossy) -> None:
+    """The outcome stays unknown, and CancelledError goes on."""
+    uow = lossy.uow()
+    async with locked(lossy):
+        sending = asyncio.ensure_future(
+            append_messages(uow, conversation_id=lossy.chat, drafts=turn(1))
+        )
+        await waits(lossy, count=1)
+        lossy.proxy.cut_off()
+        await waits(lossy, count=2)
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+    assert uow.outcome is Outcome.UNKNOWN
+    assert len(await lossy.stored()) in {0, 2}
+
+
+# Others were faster -----------------------------------------------------------------------------
+
+
+async def test_closed_since(lossy: Lossy, between: Any) -> None:
+    """What was stored before the conversation was closed is acknowledged."""
+    between(lossy.close)
+    lossy.proxy.lose()
+    messages = await lossy.append(turn(1))
+    assert [message.position for message in messages] == [1, 2]
+    found = await latest_messages(lossy.direct.unit_of_work(), conversation_id=lossy.chat)
+    assert found == messages
+
+
+async def test_closed_before_it_arrived(lossy: Lossy, between: Any) -> None:
+    """What is refused and not there is refused, also when the first arrives late."""
+    between(lossy.close)
+    lossy.proxy.keep()
+    uow = lossy.uow()
+    with pytest.raises(ConversationNotAcceptingMessages):
+        await append_messages(uow, conversation_id=lossy.chat, drafts=turn(1))
+    assert uow.outcome is Outcome.ROLLED_BACK
+    await lossy.proxy.deliver()
+    assert await lossy.stored() == []
+
+
+async def test_closed_before_it_arrived_and_reopened_since(lossy: Lossy, between: Any) -> None:
+    """What remains open: refused by status, and the status changes back before the first arrives.
+
+    It is stored then, once, though its caller was told that it was refused.
+    """
+    between(lossy.close)
+    lossy.proxy.keep()
+    with pytest.raises(ConversationNotAcceptingMessages):
+        await lossy.append(turn(1))
+    await reopen_conversation(lossy.direct.unit_of_work(), conversation_id=lossy.chat)
+    await lossy.proxy.deliver()
+    assert await lossy.stored() == ["question 1", "answer 1"]
+
+
+async def test_deleted_since(lossy: Lossy, between: Any) -> None:
+    """There is no such conversation any more."""
+
+    async def delete() -> None:
+        await delete_conversation(lossy.direct.unit_of_work(), conversation_id=lossy.chat)
+
+    between(delete)
+    lossy.proxy.lose()
+    with pytest.raises(ConversationNotFound):
+        await lossy.append(turn(1))
+
+
+async def test_another_appended_since(lossy: Lossy, between: Any) -> None:
+    """The positions told are those that were given the first time."""
+
+    async def append() -> None:
+        await append_messages(
+            lossy.direct.unit_of_work(), conversation_id=lossy.chat, drafts=[draft("after")]
+        )
+
+    between(append)
+    lossy.proxy.lose()
+    messages = await lossy.append(turn(1), expected_version=1)
+    assert [message.position for message in messages] == [1, 2]
+    assert await lossy.stored() == ["question 1", "answer 1", "after"]
+
+
+async def test_another_took_the_session_before_it_arrived(lossy: Lossy, between: Any) -> None:
+    """DuplicateSession stands: the conversation of that session is another's."""
+
+    async def start() -> None:
+        await start_conversation(lossy.direct.unit_of_work(), user_id="u", session_id="new")
+
+    between(start)
+    lossy.proxy.keep()
+    with pytest.raises(DuplicateSession):
+        await start_conversation(lossy.uow(), user_id="u", session_id="new", drafts=turn(1))
+    await lossy.proxy.deliver()
+    found = await find_conversation(lossy.direct.unit_of_work(), user_id="u", session_id="new")
+    assert found is not None
+    assert found.message_count == 0
+
+
+FOREIGN = """
+INSERT INTO operational.ai_messages (conversation_id, position, id, role, content, timestamp)
+SELECT id, 1, %s, 'user', 'of another', now() FROM operational.ai_conversations WHERE id = %s
+"""
+
+
+@pytest.mark.parametrize("is_same_conversation", [True, False])
+async def test_another_has_the_ids(lossy: Lossy, between: Any, is_same_conversation: bool) -> None:
+    """As after a failover that set the sequence back: ids alone are no proof of what they name."""
+    [before] = await lossy.append([draft("before")])
+    other, _ = await start_conversation(lossy.uow(), user_id="u", session_id="other")
+    place = lossy.chat if is_same_conversation else other.id
+
+    async def insert() -> None:
+        async with await psycopg.AsyncConnection.connect(lossy.dsn) as connection:
+            await connection.execute(
+                FOREIGN.replace("id, 1", "id, message_count + 1"), [other.id + 1, place]
+            )
+            await connection.execute(
+                "UPDATE operational.ai_conversations SET message_count = message_count + 1"
+                " WHERE id = %s",
+                [place],
+            )
+
+    assert other.id == before.id + 1
+    between(insert)
+    lossy.proxy.keep()
+    uow = lossy.uow()
+    with pytest.raises(TransactionAborted, match="id was given twice"):
+        await append_messages(uow, conversation_id=lossy.chat, drafts=[draft("mine")])
+    assert uow.outcome is Outcome.ROLLED_BACK
+    await lossy.proxy.deliver()
+    await lossy.append([draft("again")])
+    of_another = ["of another"] if is_same_conversation else []
+    assert await lossy.stored() == ["before", *of_another, "again"]
+
+
+# Units of several writes ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+async def test_an_append_and_a_close(lossy: Lossy, is_kept: bool) -> None:
+    """One unit: sent again it is refused by its own close, and both writes have their results."""
+    if is_kept:
+        lossy.proxy.keep()
+    else:
+        lossy.proxy.lose()
+    async with lossy.uow() as uow:
+        appended = uow.messages.append(lossy.chat, turn(1))
+        closed = uow.conversations.set_status(lossy.chat, Status.CLOSED)
+    assert [message.position for message in await appended] == [1, 2]
+    assert (await closed).status is Status.CLOSED
+    if is_kept:
+        await lossy.proxy.deliver()
+    assert await lossy.stored() == ["question 1", "answer 1"]
+
+
+async def test_a_start_an_update_and_a_request(lossy: Lossy) -> None:
+    """The ids of the start keep the update from being done twice."""
+    lossy.proxy.lose()
+    async with lossy.uow() as uow:
+        started = uow.conversations.add(
+            NewConversation(user_id="u", session_id="new"), [draft("first")]
+        )
+        appended = uow.messages.append(lossy.chat, turn(1), request_id="r")
+        removed = uow.conversations.remove(404)
+    conversation, [first] = await started
+    assert (conversation.session_id, conversation.version) == ("new", 1)
+    assert first.content == "first"
+    assert [message.position for message in await appended] == [1, 2]
+    await removed
+    assert await lossy.stored() == ["question 1", "answer 1"]
+
+
+# Only the COMMIT was lost -----------------------------------------------------------------------
+
+
+async def test_the_answer_to_a_commit_is_lost(lossy: Lossy) -> None:
+    """It is stored, so the unit is left normally."""
+    async with lossy.uow() as uow:
+        messages = await uow.messages.append(lossy.chat, turn(1))
+        lossy.proxy.lose()
+    assert uow.outcome is Outcome.COMMITTED
+    found = await latest_messages(lossy.direct.unit_of_work(), conversation_id=lossy.chat)
+    assert found == messages
+
+
+async def test_a_commit_never_arrives(lossy: Lossy) -> None:
+    """When the server ends the old connection it is known that nothing is stored: retryable."""
+    uow = lossy.uow()
+
+    async def unit() -> None:
+        async with uow:
+            await uow.messages.append(lossy.chat, turn(1))
+            lossy.proxy.keep()
+
+    ending = asyncio.ensure_future(unit())
+    await waits(lossy, count=1)  # the question waits for the old transaction
+    await lossy.proxy.forget()
+    with pytest.raises(StoreUnavailable) as caught:
+        await ending
+    assert caught.value.retryable
+    assert uow.outcome is Outcome.ROLLED_BACK
+    assert await lossy.stored() == []
+
+
+async def test_a_commit_arrives_late(lossy: Lossy) -> None:
+    """The question waits for the old transaction, so it cannot be overtaken by it."""
+
+    async def unit() -> None:
+        async with lossy.uow() as uow:
+            await uow.messages.append(lossy.chat, turn(1))
+            lossy.proxy.keep()
+
+    ending = asyncio.ensure_future(unit())
+    await waits(lossy, count=1)
+    await lossy.proxy.deliver()
+    await ending
+    assert await lossy.stored() == ["question 1", "answer 1"]
+
+
+async def test_what_was_undone_is_not_asked_for(lossy: Lossy) -> None:
+    """An inner block that was rolled back has no part in the question."""
+    async with lossy.uow() as uow:
+        await uow.messages.append(lossy.chat, [draft("kept")])
+        async with uow:
+            await uow.messages.append(lossy.chat, [draft("undone")])
+            await uow.conversations.set_status(lossy.chat, Status.CLOSED)
+            await uow.rollback()
+        await uow.messages.append(lossy.chat, [draft("kept too")])
+        lossy.proxy.lose()
+    assert uow.outcome is Outcome.COMMITTED
+    assert await lossy.stored() == ["kept", "kept too"]
+
+
+async def test_sql_of_the_host_makes_it_unknown(lossy: Lossy) -> None:
+    """What the host did cannot be sent again; the ids are named."""
+    uow = lossy.uow()
+    with pytest.raises(CommitOutcomeUnknown) as caught:
+        async with uow:
+            [message] = await uow.messages.append(lossy.chat, [draft("kept")])
+            await (await uow.connection()).execute("SELECT 1")
+            lossy.proxy.lose()
+    assert caught.value.message_ids == (message.id,)
+    assert uow.outcome is Outcome.UNKNOWN
+    assert await lossy.stored() == ["kept"]
+
+
+async def test_a_status_alone_cannot_be_told(lossy: Lossy) -> None:
+    """Of an interactive unit that inserted nothing, nothing proves that it was stored."""
+    with pytest.raises(CommitOutcomeUnknown):
+        async with lossy.uow() as uow:
+            await uow.conversations.set_status(lossy.chat, Status.CLOSED)
+            lossy.proxy.lose()
+
+
+async def test_run_does_a_lost_unit_again(lossy: Lossy) -> None:
+    """`run` begins anew once it is certain that nothing is stored."""
+    tries: list[int] = []
+
+    async def work(uow: AsyncUnitOfWork) -> list[Message]:
+        tries.append(1)
+        messages = await uow.messages.append(lossy.chat, turn(len(tries)))
+        if len(tries) == 1:
+            lossy.proxy.keep()
+        return messages
+
+    ending = asyncio.ensure_future(lossy.store.run(work))
+    await waits(lossy, count=1)
+    await lossy.proxy.forget()
+    messages = await ending
+    assert [message.position for message in messages] == [1, 2]
+    assert await lossy.stored() == ["question 2", "answer 2"]
+
+
+# Together with others, and on a connection that was lent ----------------------------------------
+
+
+async def test_a_lost_flush_of_many(dsn: str, migrated: set[str]) -> None:
+    """Each turn of it is asked for by its own unit, and stored once."""
+    async with lossy_store(dsn, migrated, coalesce=True, max_size=8) as lossy:
+        first = asyncio.ensure_future(lossy.append([draft("0")]))
+        await asyncio.sleep(0)
+        others = [asyncio.ensure_future(lossy.append([draft(f"{n}")])) for n in range(1, 9)]
+        await first
+        lossy.proxy.lose()
+        ends = await asyncio.gather(*others)
+        assert sorted(message.position for [message] in ends) == list(range(2, 10))
+        stored = await lossy.stored()
+        assert all(stored[message.position - 1] == message.content for [message] in ends)
+
+
+async def test_a_connection_that_was_lent_is_the_only_one(lossy: Lossy) -> None:
+    """There is no other to ask over: the caller is told."""
+    async with await psycopg.AsyncConnection.connect(
+        lossy.proxy.dsn, autocommit=True
+    ) as connection:
+        await get_conversation(
+            lossy.store.unit_of_work(connection=connection), conversation_id=lossy.chat
+        )
+        uow = lossy.store.unit_of_work(connection=connection)
+        lossy.proxy.lose()
+        with pytest.raises(CommitOutcomeUnknown):
+            await append_messages(uow, conversation_id=lossy.chat, drafts=turn(1))
+        assert uow.outcome is Outcome.UNKNOWN
+    assert await lossy.stored() == ["question 1", "answer 1"]
