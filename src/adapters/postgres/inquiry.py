@@ -22,6 +22,7 @@ from ...domain.errors import (
     ConversationStoreError,
     NotFound,
     RuleViolation,
+    StoreClosed,
     StoreError,
     StoreTimeout,
     StoreUnavailable,
@@ -79,7 +80,7 @@ class Inquiry:
                 return None if self.outcome is Outcome.COMMITTED else lost
 
         def is_worth(error: ConversationStoreError) -> bool:
-            return isinstance(error, _WORTH_ASKING_AGAIN)
+            return isinstance(error, _WORTH_ASKING_AGAIN) and not isinstance(error, StoreClosed)
 
         try:
             return await try_again(retry, lost, ask, is_worth)
