@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from .retry import GIVEN_UP, Retry, try_again
+from ..domain.errors import ConversationStoreError
+from .outcome import Outcome
+from .retry import Retry, try_again, was_given_up
 from .unit_of_work import AsyncUnitOfWork
 
 T = TypeVar("T")
@@ -28,18 +30,26 @@ async def run_unit(
         retry: how often and how long.
 
     Raises: what the work or leaving its unit raised, in the last try; `tried` holds the errors of
-    the tries before. Tried again are TransactionAborted and StoreUnavailable; nothing of the unit
-    is stored then. A unit whose COMMIT was lost is never done again unless it is certain that it
-    is not stored.
+    the tries before. Tried again are TransactionAborted and StoreUnavailable, and errors of the
+    driver that mean these, raised by SQL of the host's; nothing of the unit is stored then. A unit
+    whose COMMIT was lost is never done again unless it is certain that it is not stored.
     """
 
     async def once() -> T:
-        async with new_unit() as uow:
-            return await work(uow)
+        uow = new_unit()
+        try:
+            async with uow:
+                return await work(uow)
+        except Exception as error:
+            meaning = uow.meaning(error)
+            is_over = uow.outcome not in {Outcome.COMMITTED, Outcome.UNKNOWN}
+            if meaning is None or meaning is error or not (is_over and was_given_up(meaning)):
+                raise
+            raise meaning from error
 
     try:
         return await once()
-    except GIVEN_UP as error:
-        if error.tried:  # by the unit itself, as often as it may
+    except ConversationStoreError as error:
+        if error.tried or not was_given_up(error):  # tried by the unit itself, as often as it may
             raise
         return await try_again(retry, error, once)

@@ -86,6 +86,10 @@ class AsyncUnitOfWork(ABC):
         """What became of the unit; readable after the outermost exit, cancelled or not."""
         return self._outcome
 
+    def meaning(self, error: Exception) -> ConversationStoreError | None:
+        """Return what an error means to the store, the driver's too; None: nothing."""
+        return error if isinstance(error, ConversationStoreError) else None
+
     # Blocks -------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
@@ -354,11 +358,9 @@ class AsyncUnitOfWork(ABC):
         return True
 
     async def _find_out(self, lost: CommitOutcomeUnknown, steps: list[Step] | None) -> None:  # noqa: ARG002
-        """Find out what became of a unit whose answer was lost.
+        """Find out what became of a unit whose answer was lost; set the outcome and the results.
 
-        Returns if it is stored: then each write of the steps has its result. `steps` is the whole
-        unit, or None where only its COMMIT was lost. Sets the outcome. Raises `lost` where it
-        cannot be told, else the error for which nothing is stored.
+        `steps` is the whole unit; None: only its COMMIT was lost. Raises why it is not stored.
         """
         raise lost
 

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from functools import partial
 
-from ...domain.errors import StoreError, StoreUnavailable, TransactionAborted
+import psycopg
+
+from ...domain.errors import (
+    ConversationStoreError,
+    StoreError,
+    StoreUnavailable,
+    TransactionAborted,
+)
 from ...service_layer.retry import Retry, try_again
 from ...service_layer.unit_of_work import AsyncUnitOfWork
 from .connections import Connection, Connections, LentConnection, check_usable
+from .errors import caused
 from .rows import Row
 from .statement import Parameters, fetch_rows
 from .stream import RowStream, StreamAlone, StreamInside
@@ -24,6 +32,10 @@ class ReadingUnitOfWork(AsyncUnitOfWork):
         self._connection: Connection | None = None
         """Held while a transaction of the unit is open."""
         self._in_host_transaction = False
+
+    def meaning(self, error: Exception) -> ConversationStoreError | None:
+        """Return what an error means to the store; see AsyncUnitOfWork.meaning."""
+        return caused(error) if isinstance(error, psycopg.Error) else super().meaning(error)
 
     async def fetch(self, text: bytes, parameters: Parameters) -> list[Row]:
         """Read rows: in the open transaction if there is one, else in autocommit."""
