@@ -523,11 +523,11 @@ async def commit_slowly(uow: Any, seconds: float) -> None:
 
 
 @pytest.mark.usefixtures("slow_orders")
-@pytest.mark.parametrize(("seconds", "outcome"), [(0.4, Outcome.COMMITTED), (4, Outcome.UNKNOWN)])
+@pytest.mark.parametrize(("seconds", "outcome"), [(0.3, Outcome.COMMITTED), (4, Outcome.UNKNOWN)])
 async def test_cancelled_while_it_commits_a_unit_waits_a_moment_to_know(
     postgres: ConversationStore, seconds: float, outcome: Outcome
 ) -> None:
-    """Within a second the end of the COMMIT is learnt; then it is unknown, and cut off."""
+    """In a fifth of a second the end of the COMMIT is learnt; then it is unknown, and cut off."""
     uow = postgres.unit_of_work()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.2):

@@ -16,11 +16,12 @@ from ...service_layer.outcome import Outcome
 from .connections import Connection
 from .errors import translate
 from .statement import Cursor, Statement, succeeded
+from .waiting import GRACE
 
-COMMIT_GRACE: Final = 1.0
-"""Seconds that a cancelled unit waits to learn how its COMMIT ended."""
-CANCEL_GRACE: Final = 0.25
-"""Seconds that the server is then given to cancel it, before the connection is cut."""
+CANCEL_GRACE: Final = 0.05
+"""Seconds that the server is given to cancel a COMMIT, before the connection is cut."""
+COMMIT_GRACE: Final = GRACE - CANCEL_GRACE
+"""Seconds that a cancelled unit waits before that to learn how its COMMIT ended."""
 
 
 def judge_interrupted(cursors: list[Cursor], connection: Connection) -> Outcome:

@@ -25,6 +25,7 @@ from ...domain.errors import (
     UnitOfWorkMisuse,
 )
 from .errors import translate
+from .waiting import in_time
 
 Connection: TypeAlias = AsyncConnection[Any]
 Pool: TypeAlias = AsyncConnectionPool[Any]
@@ -100,7 +101,7 @@ class Connections(ABC):
 
 
 async def clean(connection: Connection) -> None:
-    """Bring a connection back to idle with rollback(), or close it.
+    """Bring a connection back to idle with rollback(), or close it if it does not answer soon.
 
     Never by a literal ROLLBACK: only rollback() makes psycopg forget the prepared statements of a
     pipeline that failed, some of which the server never saw.
@@ -109,7 +110,7 @@ async def clean(connection: Connection) -> None:
         return
     try:
         if is_usable(connection):
-            await connection.rollback()
+            await in_time(connection.rollback())
     except psycopg.Error:
         cut(connection)
     except BaseException:

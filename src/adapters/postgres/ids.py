@@ -18,6 +18,8 @@ from .connections import Connection
 from .statement import fetch_rows
 from .texts import Texts
 
+DRAWING: Final = 10.0
+"""Seconds in which the sequence has to answer, for nobody may be there to lose patience."""
 REFILL_BELOW: Final = 0.25
 """A new block is drawn in the background when less than this part of a block is left."""
 
@@ -33,6 +35,8 @@ class IdSource:
         self._left = 0
         self._block_size = 0
         self._refill: asyncio.Task[None] | None = None
+        self._waiting = 0
+        """How many wait for it."""
         self._process = os.getpid()
 
     async def take(self, count: int, draw_blocks: DrawBlocks | None = None) -> list[int]:
@@ -46,7 +50,7 @@ class IdSource:
             # How large a block is, only the first one tells.
             blocks = -(-(count - self._left) // self._block_size) if self._block_size else 1
             if draw_blocks is None:
-                await asyncio.shield(self._start_refill(blocks))
+                await self._await_refill(blocks)
             else:
                 self._add(await draw_blocks(blocks))
         return self.pop(count)
@@ -55,7 +59,7 @@ class IdSource:
         """Whether `count` ids can be had without drawing."""
         if self._process != os.getpid():  # a fork: these ids are the parent's
             self.forget()
-            self._refill, self._process = None, os.getpid()
+            self._refill, self._waiting, self._process = None, 0, os.getpid()
         return self._left >= count
 
     def forget(self) -> None:
@@ -97,11 +101,27 @@ class IdSource:
             self._refill.add_done_callback(lambda task: task.cancelled() or task.exception())
         return self._refill
 
+    async def _await_refill(self, blocks: int) -> None:
+        """Wait for more ids; whoever is cancelled as the last one takes the draw along.
+
+        It may never be answered, and who comes next would wait for it.
+        """
+        refill = self._start_refill(blocks)
+        self._waiting += 1
+        try:
+            await asyncio.shield(refill)
+        finally:
+            self._waiting -= 1
+            if not self._waiting and not refill.done():
+                self._refill = None
+                refill.cancel()
+
     async def _draw(self, blocks: int) -> None:
         try:
             self._add(await self._draw_blocks(blocks))
         finally:
-            self._refill = None
+            if self._refill is asyncio.current_task():
+                self._refill = None
 
 
 async def draw_blocks(connection: Connection, texts: Texts, blocks: int) -> list[range]:

@@ -1,4 +1,4 @@
-"""How a unit of work on PostgreSQL reads."""
+"""How a unit of work on PostgreSQL reads, and that it never waits long once it was cancelled."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from ...domain.errors import (
     TransactionAborted,
 )
 from ...service_layer.retry import Retry, try_again
+from ...service_layer.script import Step
 from ...service_layer.unit_of_work import AsyncUnitOfWork
 from .connections import Connection, Connections, LentConnection, check_usable
 from .errors import caused
 from .rows import Row
 from .statement import Parameters, fetch_rows
 from .stream import RowStream, StreamAlone, StreamInside
+from .waiting import interruptible
 
 
 class ReadingUnitOfWork(AsyncUnitOfWork):
@@ -37,6 +39,16 @@ class ReadingUnitOfWork(AsyncUnitOfWork):
         """Return what an error means to the store; see AsyncUnitOfWork.meaning."""
         return caused(error) if isinstance(error, psycopg.Error) else super().meaning(error)
 
+    # Everything that a unit may wait for is waited for in one of these.
+    __aexit__ = interruptible(AsyncUnitOfWork.__aexit__)
+    rollback = interruptible(AsyncUnitOfWork.rollback)
+    perform = interruptible(AsyncUnitOfWork.perform)
+
+    @interruptible
+    async def _send(self, steps: list[Step]) -> None:
+        await super()._send(steps)
+
+    @interruptible
     async def fetch(self, text: bytes, parameters: Parameters) -> list[Row]:
         """Read rows: in the open transaction if there is one, else in autocommit."""
         held = self._connection
@@ -62,6 +74,7 @@ class ReadingUnitOfWork(AsyncUnitOfWork):
         finally:
             await self._connections.give_back(connection)
 
+    @interruptible
     async def stream(self, text: bytes, parameters: Parameters) -> RowStream:
         """Begin to read rows: in the open transaction if there is one, else in one of its own."""
         held, check = self._connection, self.still_open()

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import os
+from typing import Final
+
 import psycopg
 from psycopg import AsyncConnection, IsolationLevel
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import AsyncConnectionPool
 
 from ...domain.errors import StoreMisconfigured, StoreUnavailable
 from ...service_layer.retry import Retry
 from .connections import Connection, LentConnection, Pool, PooledConnections
+from .errors import translate
 from .group_commit import GroupCommit
-from .ids import IdSource, draw_blocks
+from .ids import DRAWING, IdSource, draw_blocks
 from .migrate import check_schema, migrate
 from .statement import fetch_rows
 from .texts import Texts
 from .unit_of_work import PsycopgUnitOfWork
+from .waiting import in_time, interruptible
+
+CONNECTING: Final = 10
+"""Seconds that a new connection may take, where the connection string does not say."""
 
 
 class PostgresStore:
@@ -46,7 +55,7 @@ class PostgresStore:
             return
         try:
             # The pool would go on trying until its timeout; one try says at once what is wrong.
-            async with await AsyncConnection.connect(self._dsn):
+            async with await AsyncConnection.connect(with_connect_timeout(self._dsn)):
                 pass
             await self._pool.open(wait=True, timeout=self._pool.timeout)
         except psycopg.ProgrammingError:
@@ -56,6 +65,9 @@ class PostgresStore:
         except psycopg.Error as error:
             await self._pool.close()
             raise StoreUnavailable(reason=f"the server cannot be reached: {error}") from error
+        except BaseException:
+            await self._pool.close()
+            raise
 
     async def close(self) -> None:
         """Close what is ours; a pool that was lent stays open."""
@@ -79,6 +91,7 @@ class PostgresStore:
             retry=self.retry,
         )
 
+    @interruptible
     async def migrate(self, id_block: int, connection: Connection | None = None) -> list[str]:
         """Apply the migrations that are missing, over the pool or inside the host's transaction."""
         if connection is not None:
@@ -86,14 +99,19 @@ class PostgresStore:
         async with self._connections.borrowed() as borrowed:
             return await migrate(borrowed, self._schema, id_block)
 
+    @interruptible
     async def ping(self) -> None:
         """Ask the server for an answer. Errors: StoreUnavailable, StoreTimeout."""
         async with self._connections.borrowed() as connection:
             await fetch_rows(connection, b"SELECT 1", {})
 
+    @interruptible
     async def _draw_blocks(self, blocks: int) -> list[range]:
         async with self._connections.borrowed() as connection:
-            return await draw_blocks(connection, self._texts, blocks)
+            try:
+                return await in_time(draw_blocks(connection, self._texts, blocks), DRAWING)
+            except psycopg.Error as error:
+                raise translate(error) from error
 
 
 def new_pool(
@@ -101,7 +119,7 @@ def new_pool(
 ) -> Pool:
     """Return a pool, not yet open, whose connections are as units of work want them."""
     return AsyncConnectionPool(
-        dsn,
+        with_connect_timeout(dsn),
         min_size=min_size,
         max_size=max_size,
         timeout=timeout,
@@ -114,6 +132,21 @@ def new_pool(
             "fallback_application_name": "conversation-store",
         },
     )
+
+
+def with_connect_timeout(dsn: str) -> str:
+    """Add a limit to a connection string that has none.
+
+    While the network swallows everything the pool's workers would be held up for long after it is
+    back.
+    """
+    try:
+        given = conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError:
+        return dsn  # told when it is used
+    if "connect_timeout" in given or "PGCONNECT_TIMEOUT" in os.environ:
+        return dsn
+    return make_conninfo(dsn, connect_timeout=CONNECTING)
 
 
 async def _configure(connection: Connection) -> None:

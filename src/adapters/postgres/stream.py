@@ -27,6 +27,7 @@ from .statement import (
     execute_together,
     new_cursor,
 )
+from .waiting import in_time, interruptible, is_cancelled
 
 CHUNK: Final = 1_000
 """Rows that are fetched at a time."""
@@ -103,10 +104,12 @@ class StreamAlone:
             raise
         return stream
 
+    @interruptible
     async def next_chunk(self) -> list[Row]:
         """Read the next rows."""
         return await self.cursor.next_chunk()
 
+    @interruptible
     async def close(self) -> None:
         """End the transaction and give the connection back."""
         if self.is_closed:
@@ -117,9 +120,10 @@ class StreamAlone:
             # Not rolled back: that would cost the connection its prepared statements, and the
             # host, where it lent the connection, what it wrote on it meanwhile.
             if connection.pgconn.transaction_status == TransactionStatus.INTRANS:
-                await new_cursor(connection).execute(COMMIT.text)
+                await in_time(new_cursor(connection).execute(COMMIT.text))
         except psycopg.Error as error:
-            raise translate(error) from error
+            if not is_cancelled():
+                raise translate(error) from error
         finally:
             await self.connections.give_back(connection)
 
@@ -153,6 +157,7 @@ class StreamInside:
             raise
         return stream
 
+    @interruptible
     async def next_chunk(self) -> list[Row]:
         """Read the next rows."""
         self.check()

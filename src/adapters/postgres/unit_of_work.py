@@ -66,6 +66,7 @@ from .statement import (
     script_of,
 )
 from .texts import Texts
+from .waiting import in_time
 
 
 class PsycopgUnitOfWork(ReadingUnitOfWork):
@@ -280,7 +281,8 @@ class PsycopgUnitOfWork(ReadingUnitOfWork):
             if self._transaction is None:
                 outcome = await self._undo_in_host_transaction(connection)
             elif is_usable(connection):
-                await self._transaction.__aexit__(psycopg.Rollback, psycopg.Rollback(), None)
+                rollback = self._transaction.__aexit__(psycopg.Rollback, psycopg.Rollback(), None)
+                await in_time(rollback)
             else:
                 cut(connection)
         except psycopg.Error:
@@ -348,7 +350,7 @@ class PsycopgUnitOfWork(ReadingUnitOfWork):
         if keep:
             commands.append(b"SAVEPOINT " + savepoint)
         try:
-            await new_cursor(connection).execute(b"; ".join(commands))
+            await in_time(new_cursor(connection).execute(b"; ".join(commands)))
         except psycopg.Error as error:
             raise translate(error) from error
 
