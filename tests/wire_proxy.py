@@ -1,5 +1,7 @@
 """A proxy between psycopg and the server that understands the protocol well enough to count.
 
+It can also stop to pass anything on without closing anything: a black hole.
+
 It reads whole messages, in both directions, and looks at each before it passes it on
 (https://www.postgresql.org/docs/current/protocol-message-formats.html).
 """
@@ -89,6 +91,10 @@ class WireProxy:
         self.upstream = conninfo_to_dict(dsn)
         self.counts: list[WireCount] = []
         self.connections: set[Connection] = set()
+        self.passed = 0
+        """How many messages were passed on, in either direction."""
+        self.is_black = False
+        self._before_black: int | None = None
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
@@ -100,10 +106,35 @@ class WireProxy:
 
     async def __aexit__(self, *exc: object) -> None:
         self._server.close()
+        self.restore()
         for connection in list(self.connections):
             connection.cut()
             await connection.ended.wait()
         await self._server.wait_closed()
+
+    def swallow(self, after: int = 0) -> None:
+        """Pass nothing on any more, in either direction, after so many messages from now."""
+        if after:
+            self._before_black = after
+            return
+        self._before_black, self.is_black = None, True
+        for connection in self.connections:
+            connection.is_open.clear()
+
+    def restore(self, *, also_old: bool = True) -> None:
+        """Pass everything on again, what was held back too; or on new connections only."""
+        self._before_black, self.is_black = None, False
+        for connection in self.connections:
+            if also_old:
+                connection.is_open.set()
+
+    def take_note(self) -> None:
+        """Count a message that was passed on."""
+        self.passed += 1
+        if self._before_black is not None:
+            self._before_black -= 1
+            if self._before_black == 0:
+                self.swallow()
 
     @contextmanager
     def count(self) -> Iterator[WireCount]:
@@ -132,6 +163,10 @@ class Connection:
         self.proxy = proxy
         self.client = reader, writer
         self.ended = asyncio.Event()
+        self.is_open = asyncio.Event()
+        """Clear: it passes nothing on."""
+        if not proxy.is_black:
+            self.is_open.set()
         self._opened = False
         self._at_rest = True  # the client is owed nothing: what it sends next is a new round trip
         self._owed = 0  # so many ReadyForQuery
@@ -158,6 +193,10 @@ class Connection:
             return await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
         return await asyncio.open_connection(host, int(port))
 
+    def is_left(self) -> bool:
+        """Whether the client has gone, which the server may not know yet."""
+        return self.client[0].at_eof()
+
     def cut(self) -> None:
         """End the connection without a word; the other side is ended by its pump."""
         self.client[1].transport.abort()
@@ -168,9 +207,12 @@ class Connection:
             while True:
                 message = await Message.read(reader, opens=opens)
                 opens = False
+                await self.is_open.wait()
                 look_at(message)
                 writer.write(bytes(message))
                 await writer.drain()
+                self.proxy.take_note()
+        await self.is_open.wait()
         writer.close()
         with suppress(ConnectionError):
             await writer.wait_closed()

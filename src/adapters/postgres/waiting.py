@@ -105,20 +105,19 @@ def interruptible(
     return cast("Callable[P, CoroutineType[Any, Any, T]]", ending_soon)
 
 
-async def in_time(work: Coroutine[Any, Any, T], seconds: float = CLEANING) -> T:
+async def in_time(work: Coroutine[Any, Any, T], seconds: float | None = None) -> T:
     """Do what is answered at once, or never; where it is not answered the connection is closed.
 
     Who was cancelled before has no more than the grace. An exception that is being handled, during
     which this cleans up, is told by a note. Errors: the driver's.
     """
     handled = sys.exception()
-    if is_cancelled():
-        seconds = min(seconds, GRACE)
+    limit = GRACE if is_cancelled() else seconds or CLEANING
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(limit):
             return await interruptibly(work, grace=0)
     except TimeoutError as error:
-        reason = f"the server did not answer within {seconds:g} s, so the connection was ended"
+        reason = f"the server did not answer within {limit:g} s, so the connection was ended"
         if handled is not None:
             handled.add_note(f"Cleaning up after this, {reason}.")
         raise psycopg.OperationalError(reason) from error
