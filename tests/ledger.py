@@ -44,7 +44,7 @@ from conversation_store import (
 )
 
 APPLICATION = "conversation-store"
-"""What pg_stat_activity calls the connections of a store's own pool."""
+"""What pg_stat_activity calls the connections of a store's own pool, or how it begins."""
 
 
 class Told(StrEnum):
@@ -102,6 +102,8 @@ class Unit:
     changes: tuple[Change, ...] = ()
     removes: tuple[int, ...] = ()
     """The conversations that it removes."""
+    note: str = ""
+    """What to call it in a report."""
     told: Told = Told.UNKNOWN
     error: str = ""
 
@@ -119,8 +121,8 @@ class Unit:
             self.told = OF_OUTCOME[outcome]
 
     def __str__(self) -> str:
-        first = [turn.contents[0] for turn in self.turns if turn.contents]
-        return f"{self.told} unit {first or self.removes or self.changes} {self.error}".rstrip()
+        name = self.note or [turn.contents[0] for turn in self.turns] or self.removes
+        return f"{self.told} unit {name} {self.error}".rstrip()
 
 
 class Row(NamedTuple):
@@ -154,12 +156,13 @@ class Ledger:
         changes: Sequence[Change] = (),
         removes: Sequence[int] = (),
         uow: AsyncUnitOfWork | None = None,
+        note: str = "",
     ) -> Iterator[Unit]:
         """Note what is intended before the block, and after it how it ended.
 
         Without `uow` a unit that is cancelled is unknown.
         """
-        unit = Unit(turns, tuple(changes), tuple(removes))
+        unit = Unit(turns, tuple(changes), tuple(removes), note)
         self.units.append(unit)
         try:
             yield unit
@@ -293,17 +296,19 @@ class OpenTransaction(NamedTuple):
     query: str
 
 
-async def left_in_transaction(dsn: str, *, wait: float = 5.0) -> list[OpenTransaction]:
+async def left_in_transaction(
+    dsn: str, *, application: str = APPLICATION, wait: float = 5.0
+) -> list[OpenTransaction]:
     """Return the stores' connections that idle in a transaction, and still do after a while."""
     query = (
-        "SELECT pid, state, query FROM pg_stat_activity WHERE application_name = %s"
-        " AND datname = current_database() AND state LIKE 'idle in transaction%%'"
+        "SELECT pid, state, query FROM pg_stat_activity WHERE starts_with(application_name, %s)"
+        " AND datname = current_database() AND starts_with(state, 'idle in transaction')"
     )
     loop = asyncio.get_running_loop()
     end = loop.time() + wait
     while True:
         with psycopg.connect(dsn, autocommit=True) as connection:
-            rows = connection.execute(query, [APPLICATION]).fetchall()
+            rows = connection.execute(query, [application]).fetchall()
         if not rows or loop.time() > end:
             return [OpenTransaction._make(row) for row in rows]
         await asyncio.sleep(0.05)

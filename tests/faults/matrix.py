@@ -1,0 +1,214 @@
+"""Plays every scenario in front of every fault, at every message, and lists what went wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import Counter
+from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import psycopg
+from ledger import APPLICATION, Ledger, Told
+from psycopg import sql
+
+from conversation_store import CommitOutcomeUnknown, ConversationStore, ConversationStoreError
+
+from .proxy import Fault, FaultProxy, Kind, Way
+from .scenarios import SCENARIOS, SCHEMA, Case, Scenario
+
+LANES_AT_ONCE: Final = 12
+PATIENCE: Final = 10.0
+"""Seconds within which every call ends, where the network loses nothing silently."""
+DEADLINE: Final = 0.3
+"""Seconds after which a call into a black hole is cancelled."""
+GRACE: Final = 0.5
+"""Seconds within which it has then ended."""
+ID_BLOCK: Final = 1_000_000
+"""So large that no store draws ids in the midst of a case."""
+
+KINDS: Final[Mapping[Way, Sequence[Kind]]] = {
+    Way.TO_SERVER: tuple(Kind),
+    # An answer that is not passed on is lost: there, to reset is to lose the reply.
+    Way.TO_CLIENT: tuple(kind for kind in Kind if kind is not Kind.LOSE),
+}
+
+
+@dataclass
+class Report:
+    """What a run found."""
+
+    ends: Counter[str] = field(default_factory=Counter)
+    """How many cases ended how."""
+    slowest: float = 0.0
+    """Seconds that a call into a black hole took most."""
+    complaints: list[str] = field(default_factory=list)
+
+    @property
+    def cases(self) -> int:
+        """How many cases were played."""
+        return self.ends.total()
+
+
+@dataclass
+class Matrix:
+    """Faults to be played, on one server."""
+
+    dsn: str
+    options: dict[str, Any] = field(default_factory=dict)
+    """Of the stores behind the proxy."""
+    must_be_known: bool = False
+    """Whether every unit is to be stored, or read, once the network is back."""
+    ledger: Ledger = field(init=False)
+    report: Report = field(init=False, default_factory=Report)
+    _numbers: Iterator[int] = field(init=False, default_factory=itertools.count)
+
+    async def play(
+        self,
+        names: Collection[str] = SCENARIOS.keys(),
+        kinds: Collection[Kind] = tuple(Kind),
+    ) -> Report:
+        """Play these scenarios in front of these faults, and judge."""
+        await self._prepare()
+        self.ledger = Ledger(self.dsn, SCHEMA)
+        async with (
+            ConversationStore.connect(self.dsn, schema=SCHEMA, max_size=4) as self._beside,
+            await psycopg.AsyncConnection.connect(self.dsn, autocommit=True) as self._control,
+        ):
+            lanes = [
+                (scenario, faults)
+                for scenario in (SCENARIOS[name] for name in names)
+                for faults in _lanes(await self.record(scenario), kinds)
+            ]
+            lanes.sort(key=lambda lane: -len(lane[1]))
+            at_once = asyncio.Semaphore(LANES_AT_ONCE)
+
+            async def run(scenario: Scenario, faults: Sequence[Fault]) -> None:
+                async with at_once:
+                    await self._run_lane(scenario, faults)
+
+            async with asyncio.TaskGroup() as tasks:
+                for lane in lanes:
+                    tasks.create_task(run(*lane))
+        self.report.complaints += await asyncio.to_thread(self.ledger.violations)
+        return self.report
+
+    async def _prepare(self) -> None:
+        async with await psycopg.AsyncConnection.connect(self.dsn, autocommit=True) as connection:
+            name = sql.Identifier(SCHEMA)
+            await connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(name))
+        async with ConversationStore.connect(self.dsn, schema=SCHEMA, min_size=1) as store:
+            await store.migrate(id_block=ID_BLOCK)
+
+    async def record(self, scenario: Scenario) -> dict[Way, list[str]]:
+        """Return the messages of a scenario that meets no fault."""
+        async with self._behind_proxy(scenario) as (proxy, store):
+            case = self._case(scenario, proxy, store, None)
+            await scenario.play(case)
+            return proxy.seen
+
+    @asynccontextmanager
+    async def _behind_proxy(
+        self, scenario: Scenario
+    ) -> AsyncGenerator[tuple[FaultProxy, ConversationStore]]:
+        """Give a warm store whose only connection goes through a proxy."""
+        name = f"{APPLICATION} {scenario.name[:20]} {next(self._numbers)}"
+        async with FaultProxy(self.dsn, name, self._control) as proxy:
+            async with ConversationStore.connect(
+                proxy.dsn,
+                schema=SCHEMA,
+                min_size=1,
+                max_size=1,
+                prepare_threshold=None,
+                coalesce=scenario.coalesce,
+                **self.options,
+            ) as store:
+                await self._case(scenario, proxy, store, None).start(store)
+                yield proxy, store
+                if left := await self._left_over(name):
+                    self.report.complaints.append(f"{scenario.name}: left on the server: {left}")
+
+    def _case(
+        self,
+        scenario: Scenario,
+        proxy: FaultProxy,
+        store: ConversationStore,
+        fault: Fault | None,
+    ) -> Case:
+        patience = DEADLINE if fault and fault.kind is Kind.HOLE else PATIENCE
+        name = f"{scenario.name}, {fault or 'no fault'}"
+        return Case(name, store, self._beside, proxy, fault, self.ledger, patience)
+
+    async def _left_over(self, application: str) -> list[Any]:
+        """Return what a store left on the server: more than its one connection, or that at work."""
+        query = "SELECT pid, state, query FROM pg_stat_activity WHERE application_name = %s"
+        rows: list[Any] = []
+        for _ in range(100):
+            rows = await (await self._control.execute(query, [application])).fetchall()
+            if len(rows) <= 1 and all(state == "idle" for _, state, _ in rows):
+                return []
+            await asyncio.sleep(0.05)
+        return rows
+
+    async def _run_lane(self, scenario: Scenario, faults: Sequence[Fault]) -> None:
+        async with self._behind_proxy(scenario) as (proxy, store):
+            for fault in faults:
+                case = self._case(scenario, proxy, store, fault)
+                complaint = await self._run_case(scenario, case)
+                if complaint:
+                    self.report.complaints.append(f"{case.name}: {complaint}")
+
+    async def _run_case(self, scenario: Scenario, case: Case) -> str | None:
+        error: BaseException | None = None
+        try:
+            await scenario.play(case)
+        except (Exception, asyncio.CancelledError) as caught:  # noqa: BLE001 - it is judged
+            error = caught
+        self.report.ends[Told.ACKNOWLEDGED if error is None else type(error).__name__] += 1
+        complaint = self._judge(scenario, case, error)
+        case.proxy.heal()
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await case.proxy.settled()
+                await case.start(case.store)
+        except Exception as caught:  # noqa: BLE001 - it is told
+            return f"{complaint or ''} the next call failed with {caught!r}"
+        return complaint
+
+    def _judge(self, scenario: Scenario, case: Case, error: BaseException | None) -> str | None:
+        """Return what is wrong with how a call ended; what it stored is for the ledger to say."""
+        assert case.fault is not None
+        kind = case.fault.kind
+        took = case.ended - case.begun
+        if not case.proxy.fired:
+            return f"the fault never came, with {error!r}"
+        if kind is Kind.HOLE:
+            self.report.slowest = max(self.report.slowest, took)
+            if took > DEADLINE + GRACE:
+                return f"took {took:.2f} s, with {error!r}"
+            return None if isinstance(error, TimeoutError | None) else f"ended with {error!r}"
+        if error is None:
+            return None
+        if not isinstance(error, ConversationStoreError) or type(error).__subclasses__():
+            return f"ended with {error!r}"
+        if kind is Kind.DELAY:
+            return f"a delay ended with {error!r}"
+        if self.must_be_known and kind is not Kind.CANCEL:
+            is_excused = scenario.may_stay_unknown and isinstance(error, CommitOutcomeUnknown)
+            return None if is_excused else f"was not tried again: {error!r}"
+        return None
+
+
+def _lanes(
+    messages: Mapping[Way, Sequence[str]], kinds: Collection[Kind]
+) -> Iterator[Sequence[Fault]]:
+    """Give the faults of a scenario, those of one kind for one store."""
+    for kind in kinds:
+        yield [
+            Fault(way, number, kind)
+            for way in Way
+            if kind in KINDS[way]
+            for number in range(len(messages[way]))
+        ]
