@@ -14,12 +14,12 @@ import psycopg
 from ledger import APPLICATION, Ledger, Told
 from psycopg import sql
 
-from conversation_store import CommitOutcomeUnknown, ConversationStore, ConversationStoreError
+from conversation_store import ConversationStore, ConversationStoreError, StoreTimeout
 
 from .proxy import Fault, FaultProxy, Kind, Way
 from .scenarios import SCENARIOS, SCHEMA, Case, Scenario
 
-LANES_AT_ONCE: Final = 12
+LANES_AT_ONCE: Final = 24
 PATIENCE: Final = 10.0
 """Seconds within which every call ends, where the network loses nothing silently."""
 DEADLINE: Final = 0.3
@@ -59,8 +59,8 @@ class Matrix:
     dsn: str
     options: dict[str, Any] = field(default_factory=dict)
     """Of the stores behind the proxy."""
-    must_be_known: bool = False
-    """Whether every unit is to be stored, or read, once the network is back."""
+    tries_again: bool = False
+    """Whether that is to mend what can be mended: see Scenario.may_raise."""
     ledger: Ledger = field(init=False)
     report: Report = field(init=False, default_factory=Report)
     _numbers: Iterator[int] = field(init=False, default_factory=itertools.count)
@@ -191,13 +191,16 @@ class Matrix:
             return None if isinstance(error, TimeoutError | None) else f"ended with {error!r}"
         if error is None:
             return None
+        if isinstance(error, psycopg.Error) and scenario.raises_the_drivers:
+            return None
         if not isinstance(error, ConversationStoreError) or type(error).__subclasses__():
             return f"ended with {error!r}"
         if kind is Kind.DELAY:
             return f"a delay ended with {error!r}"
-        if self.must_be_known and kind is not Kind.CANCEL:
-            is_excused = scenario.may_stay_unknown and isinstance(error, CommitOutcomeUnknown)
-            return None if is_excused else f"was not tried again: {error!r}"
+        if kind is Kind.CANCEL:
+            return None if isinstance(error, StoreTimeout) else f"ended with {error!r}"
+        if self.tries_again and type(error) not in scenario.may_raise:
+            return f"was not tried again: {error!r}"
         return None
 
 

@@ -1,0 +1,49 @@
+"""Nothing is lost and nothing doubled, whatever happens to a connection, at whatever message."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+from faults.matrix import Matrix
+from faults.scenarios import SCENARIOS
+from ledger import left_in_transaction
+
+import conversation_store
+from conversation_store import Retry
+
+
+def service_functions() -> list[str]:
+    """Return the names of the functions that a host calls with a unit of work."""
+    return [
+        name
+        for name in conversation_store.__all__
+        if inspect.isfunction(function := getattr(conversation_store, name))
+        and next(iter(inspect.signature(function).parameters), "") == "uow"
+    ]
+
+
+def test_every_service_function_is_played() -> None:
+    """A new service function needs a scenario."""
+    played = {name.split(" ")[0] for name in SCENARIOS}
+    assert [name for name in service_functions() if name not in played] == []
+    assert len(service_functions()) >= 17
+
+
+@pytest.mark.parametrize(
+    ("name", "retry", "tries_again"),
+    [("tried once", Retry(attempts=1), False), ("tried again", Retry(), True)],
+)
+async def test_nothing_is_lost_or_doubled(
+    dsn: str, fault_report: list[str], name: str, retry: Retry, tries_again: bool
+) -> None:
+    """Every message of every scenario meets every fault; the ledger finds nothing amiss."""
+    matrix = Matrix(dsn, {"retry": retry}, tries_again=tries_again)
+    report = await matrix.play()
+    ends = ", ".join(f"{count} {end}" for end, count in report.ends.most_common())
+    fault_report.append(
+        f"faults, {name}: {report.cases} cases of {len(SCENARIOS)} scenarios"
+        f" ({ends}), {len(report.complaints)} violations"
+    )
+    assert report.complaints == []
+    assert await left_in_transaction(dsn) == []
