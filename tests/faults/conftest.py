@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
 _lines: list[str] = []
@@ -11,6 +13,12 @@ _lines: list[str] = []
 def fault_report() -> list[str]:
     """Give the lines that the end of the test report shows."""
     return _lines
+
+
+@pytest.fixture(autouse=True)
+def _quiet_driver(caplog: pytest.LogCaptureFixture) -> None:
+    """Keep thousands of lines about lost connections out of the report."""
+    caplog.set_level(logging.ERROR, "psycopg")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
