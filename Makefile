@@ -3,17 +3,19 @@
 #   make test ARGS="-k closed"       further arguments for pytest
 #   make demo DIALOGUES=my.jsonl     other dialogues to import
 #   make bench QUICK=1               in three minutes; ARGS="--only ours,bare" for some contenders
+#   make failover RUNS=10            kill a primary so many times
 #   make test PYTHON=/opt/py/python  another Python than the first one found
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test bench bench-quick bench-report lint types clean python
+.PHONY: help demo test failover bench bench-quick bench-report lint types clean python
 
 VENV := .venv
 BENCH := .venv-bench
 BIN := $(VENV)/bin
 ARGS ?=
+RUNS ?= 10
 
 # The first Python that is new enough and can make an environment: a name on PATH proves nothing.
 NEW_ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
@@ -31,6 +33,9 @@ demo: $(if $(wildcard $(VENV)/.test $(VENV)/.dev),,$(VENV)/.demo)  ## see the st
 
 test: $(VENV)/.test  ## run every test, on a real server
 	$(BIN)/python -m pytest $(ARGS)
+
+failover: $(VENV)/.test  ## kill a primary under load and promote its replica, RUNS times
+	$(BIN)/python tests/failover.py --runs $(RUNS)
 
 bench: $(BENCH)/.bench  ## measure the store beside others, on a durable server: 20 minutes
 	@$(BENCH)/bin/python -m benchmarks $(if $(QUICK),--quick) $(ARGS)
