@@ -33,16 +33,23 @@ from .commit import is_lost, judge_interrupted
 from .connections import Connection, Connections, clean
 from .errors import caused, is_id_taken, translate
 from .statement import (
+    BEGIN,
+    COMMIT,
     Command,
     CommandFailedError,
     Cursor,
     Statement,
     execute_together,
     fetch_rows,
-    script_of,
 )
 
 _WORTH_ASKING_AGAIN: Final = (*GIVEN_UP, StoreTimeout, CommitOutcomeUnknown)
+
+_RECORD: Final = Command(b"SELECT pg_logical_emit_message(true, 'conversation-store', '')")
+"""Writes a log record, so that the answer waits for the synchronous standbys.
+
+A statement that finds its work done writes nothing, and what it finds may not have reached them.
+"""
 
 
 @define(eq=False)
@@ -112,7 +119,7 @@ class Inquiry:
 
     async def _store(self, connection: Connection) -> ConversationStoreError | None:
         """Send the unit again; return why it was refused, if it was."""
-        commands = script_of(self.statements)
+        commands = [BEGIN, *(Command.of(s) for s in self.statements), _RECORD, COMMIT]
         cursors: list[Cursor] = []
         try:
             await execute_together(connection, cursors, commands)
@@ -125,7 +132,7 @@ class Inquiry:
             raise
         finally:
             if self.outcome is Outcome.COMMITTED:
-                answers = zip(self.statements, cursors[len(commands) > 1 :], strict=False)
+                answers = zip(self.statements, cursors[1:], strict=False)
                 self.results = [await statement.result_of(cursor) for statement, cursor in answers]
         return None
 

@@ -1,0 +1,129 @@
+"""With a synchronous replica, what is acknowledged is there: also what was asked for again.
+
+A server process that is ended while its commit waits for the replica has committed here, and
+perhaps not there. The store sends the unit again and finds it stored. It may say so only when it
+is stored on the replica as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, NamedTuple
+
+import pytest
+from failover import synchronous_pair
+from postgres_cluster import Cluster, Server
+from store_fixtures import turn
+
+from conversation_store import (
+    ConversationStore,
+    append_messages,
+    close_conversation,
+    delete_conversation,
+    get_or_start_conversation,
+    start_conversation,
+)
+
+WAITING = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+
+
+class Pair(NamedTuple):
+    """A primary, and the replica that it waits for."""
+
+    primary: Server
+    replica: Server
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Pair]:
+    """Give a primary with a synchronous replica."""
+    with Cluster() as cluster:
+        yield Pair(*synchronous_pair(cluster))
+
+
+@pytest.fixture
+async def store(pair: Pair) -> AsyncIterator[ConversationStore]:
+    """Give a store on the primary that has drawn its ids."""
+    async with ConversationStore.connect(pair.primary.dsn) as store:
+        await store.migrate()
+        await start_conversation(
+            store.unit_of_work(), user_id="first", session_id=str(id(store)), drafts=turn(0)
+        )
+        yield store
+
+
+async def waiting_backend(primary: Server, task: asyncio.Task[Any]) -> int | None:
+    """Return a process that waits for the replica; None if the task ends before there is one."""
+    async with asyncio.timeout(20):
+        while not task.done():
+            with primary.connect() as connection:
+                if row := connection.execute(WAITING).fetchone():
+                    return int(row[0])
+            await asyncio.sleep(0.02)
+    return None
+
+
+Work = Callable[[ConversationStore, int], Awaitable[Any]]
+WRITES: dict[str, tuple[Work, str]] = {
+    "append": (
+        lambda store, id_: append_messages(
+            store.unit_of_work(), conversation_id=id_, drafts=turn(1)
+        ),
+        "SELECT count(*) = 2 FROM operational.ai_messages WHERE conversation_id = %(id)s",
+    ),
+    "append with request_id": (
+        lambda store, id_: append_messages(
+            store.unit_of_work(), conversation_id=id_, drafts=turn(1), request_id="r"
+        ),
+        "SELECT count(*) = 2 FROM operational.ai_messages WHERE conversation_id = %(id)s",
+    ),
+    "get_or_start": (
+        lambda store, _: get_or_start_conversation(
+            store.unit_of_work(), user_id="ada", session_id="new"
+        ),
+        "SELECT count(*) = 1 FROM operational.ai_conversations WHERE session_id = 'new'",
+    ),
+    "start": (
+        lambda store, _: start_conversation(
+            store.unit_of_work(), user_id="ada", session_id="other", drafts=turn(1)
+        ),
+        "SELECT count(*) = 1 FROM operational.ai_conversations WHERE session_id = 'other'",
+    ),
+    "close": (
+        lambda store, id_: close_conversation(store.unit_of_work(), conversation_id=id_),
+        "SELECT status = 'closed' FROM operational.ai_conversations WHERE id = %(id)s",
+    ),
+    "delete": (
+        lambda store, id_: delete_conversation(store.unit_of_work(), conversation_id=id_),
+        "SELECT count(*) = 0 FROM operational.ai_conversations WHERE id = %(id)s",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+async def test_what_is_asked_for_again_is_acknowledged_when_the_replica_has_it(
+    pair: Pair, store: ConversationStore, name: str
+) -> None:
+    """The replica is away; the process that waits for it is ended; the answer comes with it."""
+    write, is_stored = WRITES[name]
+    conversation, _ = await start_conversation(
+        store.unit_of_work(), user_id="ada", session_id=name, drafts=[]
+    )
+    await asyncio.to_thread(pair.replica.stop)
+    try:
+        task = asyncio.ensure_future(write(store, conversation.id))
+        first = await waiting_backend(pair.primary, task)
+        with pair.primary.connect() as connection:
+            connection.execute("SELECT pg_terminate_backend(%s)", [first])
+            while connection.execute(f"{WAITING} AND pid = %s", [first]).fetchone():
+                await asyncio.sleep(0.02)
+        second = await waiting_backend(pair.primary, task)
+    finally:
+        await asyncio.to_thread(pair.replica.start)
+    await task
+
+    assert first is not None
+    assert second is not None, "acknowledged, and the replica was away"
+    with pair.replica.connect() as connection:
+        assert connection.execute(is_stored, {"id": conversation.id}).fetchone() == (True,)
