@@ -11,7 +11,7 @@ from attrs import Attribute, field, frozen
 
 from .errors import InvalidConversation, InvalidInput
 from .json_object import JsonObject, check_optional_json
-from .message import MessageDraft
+from .message import MessageDraft, digest_drafts, digest_json
 from .text import check_name
 
 MAX_ID: Final = 2**63 - 1
@@ -139,6 +139,15 @@ class NewConversation:
         default=None, converter=_to_metadata, repr=False, hash=False
     )
     drafts: tuple[MessageDraft, ...] = ()
+
+    @property
+    def digest(self) -> bytes:
+        """What tells its content from another: the digest of its first turn, and one of the rest.
+
+        So it begins with the digest that an append of the same messages has.
+        """
+        rest = [self.rescue_id, self.intent_type, self.source, self.metadata]
+        return digest_drafts(self.drafts) + digest_json(rest)
 
     def with_drafts(self, drafts: tuple[MessageDraft, ...]) -> NewConversation:
         """Return a copy with these first messages; its metadata is checked and copied anew."""

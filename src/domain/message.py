@@ -175,10 +175,21 @@ class Turn:
 
     @property
     def digest(self) -> bytes:
-        """SHA-256 over what is said; its first byte names the form of the text digested."""
-        said = [
+        """What tells its content from another."""
+        return digest_drafts(self.drafts)
+
+
+def digest_drafts(drafts: Iterable[MessageDraft]) -> bytes:
+    """Return SHA-256 over what is said; its first byte names the form of the text digested."""
+    return b"\x01" + digest_json(
+        [
             [draft.role, draft.content, draft.intent_type, draft.slots, draft.metadata]
-            for draft in self.drafts
+            for draft in drafts
         ]
-        text = json.dumps(said, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-        return b"\x01" + hashlib.sha256(text.encode()).digest()
+    )
+
+
+def digest_json(value: object) -> bytes:
+    """Return SHA-256 over values in canonical form; the order of keys does not matter."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).digest()

@@ -118,27 +118,56 @@ def _version(value: int | None) -> int | None:
     return check_integer(value, "expected_version", InvalidConversation)
 
 
+def _request_id(value: str | None) -> str | None:
+    return None if value is None else check_name(value, "request_id", InvalidMessage)
+
+
+def _request_of_start(value: str | None, new: NewConversation) -> str | None:
+    """Return the request_id of a start; it is kept with the first message, so there must be one."""
+    request_id = _request_id(value)
+    if request_id is not None and not new.drafts:
+        reason = (
+            "is kept with the first message, so it needs drafts; without drafts leave it out: "
+            "get_or_start_conversation can be called again as it is"
+        )
+        raise InvalidMessage(field="request_id", reason=reason)
+    return request_id
+
+
 class ConversationRepository(_Repository, ABC):
     """The conversations."""
 
     def add(
-        self, conversation: NewConversation, drafts: Sequence[MessageDraft] = ()
+        self,
+        conversation: NewConversation,
+        drafts: Sequence[MessageDraft] = (),
+        *,
+        request_id: str | None = None,
     ) -> Pending[tuple[Conversation, list[Message]]]:
         """Register a new conversation with its first messages.
 
-        Errors: DuplicateSession, InvalidMessage.
+        Errors, the first that holds: RequestConflict, DuplicateSession. A request_id that this
+        conversation was started with before, with the same content, gives the conversation as it
+        is now with the messages stored then, and changes nothing.
         """
-        return self._unit.register(self._add(self._owned(conversation, drafts)))
+        new = self._owned(conversation, drafts)
+        return self._unit.register(self._add(new, _request_of_start(request_id, new)))
 
     def get_or_add(
-        self, conversation: NewConversation, drafts: Sequence[MessageDraft] = ()
+        self,
+        conversation: NewConversation,
+        drafts: Sequence[MessageDraft] = (),
+        *,
+        request_id: str | None = None,
     ) -> Pending[tuple[Conversation, bool]]:
         """Register a new conversation unless the user has one of that session already.
 
-        Gives the conversation, and whether it was created. For one that was there neither the
-        drafts nor anything else of `conversation` is stored.
+        Gives the conversation, and whether it was created, by this call or by an earlier one with
+        this request_id. For one that was there neither the drafts nor anything else of
+        `conversation` is stored. Errors: RequestConflict.
         """
-        return self._unit.register(self._get_or_add(self._owned(conversation, drafts)))
+        new = self._owned(conversation, drafts)
+        return self._unit.register(self._get_or_add(new, _request_of_start(request_id, new)))
 
     async def get(self, conversation_id: int) -> Conversation:
         """Read one conversation. Errors: ConversationNotFound."""
@@ -240,10 +269,14 @@ class ConversationRepository(_Repository, ABC):
         return conversation.with_drafts(check_drafts(drafts, least=0))
 
     @abstractmethod
-    def _add(self, new: NewConversation) -> Write[tuple[Conversation, list[Message]]]: ...
+    def _add(
+        self, new: NewConversation, request_id: str | None
+    ) -> Write[tuple[Conversation, list[Message]]]: ...
 
     @abstractmethod
-    def _get_or_add(self, new: NewConversation) -> Write[tuple[Conversation, bool]]: ...
+    def _get_or_add(
+        self, new: NewConversation, request_id: str | None
+    ) -> Write[tuple[Conversation, bool]]: ...
 
     @abstractmethod
     async def _get(self, conversation_id: int) -> Conversation: ...
@@ -301,9 +334,7 @@ class MessageRepository(_Repository, ABC):
         turn = Turn(
             conversation_id=_conversation_id(conversation_id),
             drafts=check_drafts(drafts, least=1),
-            request_id=None
-            if request_id is None
-            else check_name(request_id, "request_id", InvalidMessage),
+            request_id=_request_id(request_id),
             expected_version=_version(expected_version),
         )
         return self._unit.register(self._append(turn))

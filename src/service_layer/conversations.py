@@ -34,6 +34,7 @@ async def start_conversation(
     intent_type: str | None = None,
     source: str | None = None,
     metadata: Mapping[str, Any] | None = None,
+    request_id: str | None = None,
 ) -> tuple[Conversation, list[Message]]:
     """Start a conversation, with its first messages if there are any.
 
@@ -47,12 +48,17 @@ async def start_conversation(
         intent_type: what it is about, 1..255 characters.
         source: where it came from, 1..255 characters.
         metadata: the host's JSON object, at most 1 MB.
+        request_id: the host's key for this start, 1..255 characters; needs `drafts`. The same key
+            with the same content again (drafts, rescue_id, intent_type, source and metadata) stores
+            nothing: it gives the conversation as it is now, and the messages stored the first time.
 
     Returns: the active conversation at version 1, and its messages at positions 1, 2, 3 …
 
-    Raises: DuplicateSession, InvalidConversation, InvalidMessage.
+    Raises, the first that holds: InvalidConversation, InvalidMessage, RequestConflict (the
+    conversation of this session has that request_id with other content, or of an append),
+    DuplicateSession.
 
-    Round trips: 1.
+    Round trips: 1; with a request_id 2 where another started the session at the same moment.
     """
     new = NewConversation(
         user_id=_owner(uow, user_id),
@@ -63,7 +69,7 @@ async def start_conversation(
         metadata=metadata,
     )
     async with uow:
-        started = uow.conversations.add(new, drafts)
+        started = uow.conversations.add(new, drafts, request_id=request_id)
     return await started
 
 
@@ -77,6 +83,7 @@ async def get_or_start_conversation(
     intent_type: str | None = None,
     source: str | None = None,
     metadata: Mapping[str, Any] | None = None,
+    request_id: str | None = None,
 ) -> tuple[Conversation, bool]:
     """Give the conversation of a session, starting it if the user has none.
 
@@ -84,13 +91,17 @@ async def get_or_start_conversation(
     that is created takes the drafts and the other values; for one that was there, of whatever
     status, they are not stored.**
 
-    Args: as `start_conversation`.
+    Args: as `start_conversation`. With a `request_id` the same call again, after an answer that
+    was lost, says again that it created the conversation, so its drafts are stored. Where it
+    says that it did not, append the drafts, with the same request_id: then that may be done again
+    too, both calls, and stores nothing more.
 
-    Returns: the conversation, and whether this call created it.
+    Returns: the conversation, and whether this call, or the same request before, created it.
 
-    Raises: InvalidConversation, InvalidMessage.
+    Raises, the first that holds: InvalidConversation, InvalidMessage, RequestConflict (the
+    conversation has that request_id with other content).
 
-    Round trips: 1.
+    Round trips: 1; with a request_id 2 where another started the session at the same moment.
     """
     new = NewConversation(
         user_id=_owner(uow, user_id),
@@ -101,7 +112,7 @@ async def get_or_start_conversation(
         metadata=metadata,
     )
     async with uow:
-        found = uow.conversations.get_or_add(new, drafts)
+        found = uow.conversations.get_or_add(new, drafts, request_id=request_id)
     return await found
 
 

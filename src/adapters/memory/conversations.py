@@ -15,7 +15,12 @@ from ...domain.conversation import (
     NewConversation,
     Status,
 )
-from ...domain.errors import ConversationNotFound, DuplicateSession, InvalidTransition
+from ...domain.errors import (
+    ConversationNotFound,
+    DuplicateSession,
+    InvalidTransition,
+    RequestConflict,
+)
 from ...domain.imported import ImportedConversation
 from ...domain.json_object import load_optional
 from ...domain.message import Message, MessageDraft
@@ -35,9 +40,19 @@ class InMemoryConversationRepository(ConversationRepository):
         super().__init__(unit)
         self._view = view
 
-    def _add(self, new: NewConversation) -> Change[tuple[Conversation, list[Message]]]:
+    def _add(
+        self, new: NewConversation, request_id: str | None
+    ) -> Change[tuple[Conversation, list[Message]]]:
         async def apply(ids: Sequence[int]) -> tuple[Conversation, list[Message]]:
             session = (new.user_id, new.session_id)
+            if request_id is not None:
+                stored, is_own = await self._start_request(new, request_id, ids)
+                if not is_own:
+                    prior = stored.request(request_id)
+                    if prior is not None:
+                        raise _conflict(stored, request_id, prior[1])
+                    raise DuplicateSession(user_id=new.user_id, session_id=new.session_id)
+                return stored.shown(), stored.shown_messages(0, len(new.drafts))
             if await self._view.lock_session(session) is not None:
                 raise DuplicateSession(user_id=new.user_id, session_id=new.session_id)
             stored = await self._store_new(new, ids)
@@ -45,9 +60,17 @@ class InMemoryConversationRepository(ConversationRepository):
 
         return Change(apply, ids_needed=1 + len(new.drafts))
 
-    def _get_or_add(self, new: NewConversation) -> Change[tuple[Conversation, bool]]:
+    def _get_or_add(
+        self, new: NewConversation, request_id: str | None
+    ) -> Change[tuple[Conversation, bool]]:
         async def apply(ids: Sequence[int]) -> tuple[Conversation, bool]:
             session = (new.user_id, new.session_id)
+            if request_id is not None:
+                stored, is_own = await self._start_request(new, request_id, ids)
+                prior = None if is_own else stored.request(request_id)
+                if prior is not None and not new.digest.startswith(prior[0]):
+                    raise _conflict(stored, request_id, prior[1])
+                return stored.shown(), is_own
             found = self._view.find_session(session)
             if found is None:
                 found = await self._view.lock_session(session)
@@ -57,6 +80,19 @@ class InMemoryConversationRepository(ConversationRepository):
             return found.shown(), False
 
         return Change(apply, ids_needed=1 + len(new.drafts))
+
+    async def _start_request(
+        self, new: NewConversation, request_id: str, ids: Sequence[int]
+    ) -> tuple[Stored, bool]:
+        """Start a conversation unless there is one; return it, and whether this request did."""
+        session = (new.user_id, new.session_id)
+        found = self._view.find_session(session) or await self._view.lock_session(session)
+        if found is None:
+            stored = await self._store_new(new, ids)
+            stored.requests[request_id] = (new.digest, 1, ids[1])
+            return stored, True
+        prior = found.request(request_id)
+        return found, prior is not None and prior[0] == new.digest
 
     async def _store_new(self, new: NewConversation, ids: Sequence[int]) -> Stored:
         now = self._view.database.clock()
@@ -226,6 +262,12 @@ class InMemoryConversationRepository(ConversationRepository):
 
     async def _export(self, user_id: str | None) -> SnapshotRecords:
         return SnapshotRecords(self._view.all_of(user_id), self._unit.still_open())
+
+
+def _conflict(stored: Stored, request_id: str, position: int) -> RequestConflict:
+    return RequestConflict(
+        conversation_id=stored.conversation.id, request_id=request_id, position=position
+    )
 
 
 def _to_new(imported: ImportedConversation) -> NewConversation:

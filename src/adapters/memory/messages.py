@@ -57,7 +57,7 @@ class InMemoryMessageRepository(MessageRepository):
             prior = stored.request(request_id)
             if prior is not None:
                 digest, position = prior
-                if digest != turn.digest:
+                if not digest.startswith(turn.digest):
                     raise RequestConflict(
                         conversation_id=turn.conversation_id,
                         request_id=request_id,

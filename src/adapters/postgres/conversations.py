@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, TypeVar
 
 from psycopg.types.numeric import Int8
@@ -28,12 +28,13 @@ from .export import RecordStream
 from .parameters import (
     ReadingUnit,
     array,
+    bytes_text,
     drafts_text,
     flag_text,
     integer_text,
     status_array,
 )
-from .rows import Row, to_conversations, to_messages, utc
+from .rows import CONVERSATION_COLUMNS, Row, to_conversations, to_messages, utc
 from .statement import SHORT, Look, Parameters, Statement
 from .texts import Texts
 
@@ -51,20 +52,13 @@ class PsycopgConversationRepository(ConversationRepository):
         super().__init__(unit)
         self._texts = texts
 
-    def _add(self, new: NewConversation) -> Statement[tuple[Conversation, list[Message]]]:
+    def _add(
+        self, new: NewConversation, request_id: str | None
+    ) -> Statement[tuple[Conversation, list[Message]]]:
         def read(ids: Sequence[int], rows: list[Row]) -> tuple[Conversation, list[Message]]:
             time = utc(rows[0][0])
             conversation = new.stored(conversation_id=ids[0], start_time=time, last_activity=time)
-            messages = [
-                draft.stored(
-                    message_id=ids[position],
-                    conversation_id=ids[0],
-                    position=position,
-                    timestamp=time,
-                )
-                for position, draft in enumerate(new.drafts, 1)
-            ]
-            return conversation, messages
+            return conversation, _first_messages(new, conversation, ids[1:])
 
         def look_at(
             ids: Sequence[int], rows: list[Row]
@@ -79,9 +73,31 @@ class PsycopgConversationRepository(ConversationRepository):
             text = self._texts.look_for_start
             return Look(text, look_at, proves_stored=True, proves_absent=True)
 
+        if request_id is not None:
+            return self._add_once(new, request_id)
         return _starting(new, self._texts.start, read, look)
 
-    def _get_or_add(self, new: NewConversation) -> Statement[tuple[Conversation, bool]]:
+    def _add_once(
+        self, new: NewConversation, request_id: str
+    ) -> Statement[tuple[Conversation, list[Message]]]:
+        def read(ids: Sequence[int], rows: list[Row]) -> tuple[Conversation, list[Message]]:
+            conversation, found = to_conversations(rows)[0], rows[0][CONVERSATION_COLUMNS]
+            stored = ids[1:] if found is None else map(int, found.split(","))
+            return conversation, _first_messages(new, conversation, stored)
+
+        def look_at(
+            ids: Sequence[int], rows: list[Row]
+        ) -> list[tuple[Conversation, list[Message]]]:
+            return [read(ids, rows)] if rows and rows[0][-1] == new.digest.hex() else []
+
+        def look() -> Look[tuple[Conversation, list[Message]]]:
+            return Look(self._texts.look_for_start_request, look_at, proves_absent=True)
+
+        return _starting(new, self._texts.start_request, read, look, request_id)
+
+    def _get_or_add(
+        self, new: NewConversation, request_id: str | None
+    ) -> Statement[tuple[Conversation, bool]]:
         def read(ids: Sequence[int], rows: list[Row]) -> tuple[Conversation, bool]:
             conversation = to_conversations(rows)[0]
             return conversation, conversation.id == ids[0]
@@ -89,7 +105,26 @@ class PsycopgConversationRepository(ConversationRepository):
         def look() -> Look[tuple[Conversation, bool]]:
             return Look(self._texts.find, lambda ids, rows: [read(ids, rows)] if rows else [])
 
+        if request_id is not None:
+            return self._get_or_add_once(new, request_id)
         return _starting(new, self._texts.get_or_start, read, look)
+
+    def _get_or_add_once(
+        self, new: NewConversation, request_id: str
+    ) -> Statement[tuple[Conversation, bool]]:
+        def read(_: Sequence[int], rows: list[Row]) -> tuple[Conversation, bool]:
+            return to_conversations(rows)[0], rows[0][CONVERSATION_COLUMNS]
+
+        def look_at(_: Sequence[int], rows: list[Row]) -> list[tuple[Conversation, bool]]:
+            mine = new.digest.hex()
+            if not rows or not mine.startswith(rows[0][-1] or ""):
+                return []
+            return [(to_conversations(rows)[0], rows[0][-1] == mine)]
+
+        def look() -> Look[tuple[Conversation, bool]]:
+            return Look(self._texts.look_for_start_request, look_at, proves_absent=True)
+
+        return _starting(new, self._texts.get_or_start_request, read, look, request_id)
 
     async def _get(self, conversation_id: int) -> Conversation:
         rows = await self._unit.fetch(self._texts.get, self._addressed(conversation_id))
@@ -202,11 +237,27 @@ class PsycopgConversationRepository(ConversationRepository):
         )
 
 
+def _first_messages(
+    new: NewConversation, conversation: Conversation, ids: Iterable[int]
+) -> list[Message]:
+    """Return the messages that a conversation was started with; all are as old as it."""
+    return [
+        draft.stored(
+            message_id=message_id,
+            conversation_id=conversation.id,
+            position=position,
+            timestamp=conversation.start_time,
+        )
+        for position, (draft, message_id) in enumerate(zip(new.drafts, ids, strict=True), 1)
+    ]
+
+
 def _starting(
     new: NewConversation,
     text: bytes,
     read: Callable[[Sequence[int], list[Row]], T],
     look: Callable[[], Look[T]],
+    request_id: str | None = None,
 ) -> Statement[T]:
     drafts = drafts_text(new.drafts)
     parameters: dict[str, object] = {
@@ -221,6 +272,9 @@ def _starting(
         "drafts": drafts,
     }
 
+    if request_id is not None:
+        parameters |= {"request_id": request_id, "digest": bytes_text(new.digest)}
+
     def bind(ids: Sequence[int]) -> Parameters:
         parameters["id"] = Int8(ids[0])
         parameters["ids"] = array(ids[1:])
@@ -233,6 +287,7 @@ def _starting(
         ids_needed=1 + len(new.drafts),
         new_conversations=1,
         is_short=new.metadata is None and len(drafts) < SHORT,
+        request_id=request_id,
         is_repeatable=True,
         look=look,
     )

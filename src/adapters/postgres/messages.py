@@ -15,6 +15,7 @@ from .parameters import (
     ACCEPTING,
     ReadingUnit,
     array,
+    bytes_text,
     drafts_text,
     integer_text,
 )
@@ -88,7 +89,7 @@ class PsycopgMessageRepository(MessageRepository):
             )
 
         if turn.request_id is not None:
-            parameters |= {"request_id": turn.request_id, "digest": f"\\x{turn.digest.hex()}"}
+            parameters |= {"request_id": turn.request_id, "digest": bytes_text(turn.digest)}
         return Statement(
             self._texts.append if turn.request_id is None else self._texts.append_request,
             bind,

@@ -55,6 +55,11 @@ def array(integers: Iterable[int]) -> str:
     return "{" + ",".join(map(str, integers)) + "}"
 
 
+def bytes_text(value: bytes) -> str:
+    """Return bytes as text."""
+    return f"\\x{value.hex()}"
+
+
 def drafts_text(drafts: Sequence[MessageDraft]) -> str:
     """Return what drafts say as one JSON text."""
     return dump_json(

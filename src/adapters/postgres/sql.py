@@ -83,6 +83,61 @@ WITH found AS MATERIALIZED (
 SELECT {CONVERSATION} FROM found UNION ALL SELECT {CONVERSATION} FROM new
 """
 
+# The request stands on the first message. Who meets a session that its snapshot lacks cannot see
+# what was stored with it: that is contested, and the statement is sent again.
+_START_ONCE: Final[LiteralString] = f"""
+WITH found AS MATERIALIZED (
+    SELECT * FROM {{conversations}} WHERE user_id = %(owner)s AND session_id = %(session_id)s
+), prior AS MATERIALIZED (
+    SELECT m.position, m.request_digest AS digest
+    FROM found JOIN {{messages}} AS m ON m.conversation_id = found.id
+    WHERE m.request_id = %(request_id)s AND m.request_digest IS NOT NULL
+), new AS (
+    INSERT INTO {{conversations}} (id, user_id, session_id, status, start_time, last_activity,
+        message_count, version, rescue_id, intent_type, source, metadata)
+    SELECT %(id)s, %(owner)s, %(session_id)s, %(status)s, clock.time, clock.time, %(count)s, 1,
+        %(rescue_id)s, %(intent_type)s, %(source)s, %(metadata)s::jsonb
+    FROM (SELECT clock_timestamp() AS time) AS clock
+    WHERE NOT EXISTS (SELECT FROM found)
+    ON CONFLICT ON CONSTRAINT ai_conversations_session_key DO NOTHING
+    RETURNING *
+), added AS (
+    INSERT INTO {{messages}} (conversation_id, position, id, role, content, timestamp,
+        intent_type, slots, metadata, request_id, request_digest)
+    SELECT new.id, d.ordinal, d.id, d.role, d.content, new.start_time,
+        d.intent_type, d.slots, d.metadata, %(request_id)s,
+        CASE WHEN d.ordinal = 1 THEN %(digest)s::bytea END
+    FROM new, {_DRAFTS}
+), one AS (
+    SELECT * FROM found UNION ALL SELECT * FROM new
+)"""
+
+_START_ONCE_FROM: Final[LiteralString] = """
+FROM (VALUES (1)) AS v LEFT JOIN one ON true LEFT JOIN prior ON true
+WHERE CASE WHEN one.id = %(id)s OR prior.digest = %(digest)s::bytea"""
+
+_START_ONCE_REFUSAL: Final[LiteralString] = """{refuse}(
+    CASE WHEN one.id IS NULL THEN 'contested'
+        WHEN prior.position IS NOT NULL THEN 'request_conflict' ELSE 'duplicate_session' END,
+    json_build_object('user_id', %(owner)s::text, 'session_id', %(session_id)s::text,
+        'conversation_id', one.id, 'request_id', %(request_id)s::text, 'position', prior.position))
+"""
+
+START_REQUEST: Final[LiteralString] = f"""{_START_ONCE}
+SELECT {CONVERSATION}, (SELECT string_agg(m.id::text, ',' ORDER BY m.position)
+    FROM found JOIN {{messages}} AS m ON m.conversation_id = found.id AND m.position <= %(count)s)
+{_START_ONCE_FROM} THEN true ELSE {_START_ONCE_REFUSAL} END
+"""
+
+# A request may have gone two ways: it started the conversation, or its turn was appended.
+GET_OR_START_REQUEST: Final[LiteralString] = f"""{_START_ONCE}
+SELECT {CONVERSATION}, one.id = %(id)s OR prior.digest IS NOT DISTINCT FROM %(digest)s::bytea
+{_START_ONCE_FROM}
+        OR substr(%(digest)s::bytea, 1, length(prior.digest)) = prior.digest
+        OR one.id IS NOT NULL AND prior.position IS NULL THEN true
+    ELSE {_START_ONCE_REFUSAL} END
+"""
+
 # The row is locked and counted first: positions are given out under the lock, in commit order.
 # Where nothing was updated, `now` waits for the row's newest version and says why.
 APPEND: Final[LiteralString] = f"""
@@ -157,7 +212,8 @@ APPEND_REQUEST: Final[LiteralString] = f"""
 WITH now AS MATERIALIZED (
     SELECT id, status, version FROM {{conversations}} WHERE {IS_ADDRESSED}
 ), prior AS MATERIALIZED (
-    SELECT m.position, m.request_digest
+    SELECT m.position,
+        substr(m.request_digest, 1, length(%(digest)s::bytea)) = %(digest)s::bytea AS is_same
     FROM now JOIN {{messages}} AS m ON m.conversation_id = now.id
     WHERE m.request_id = %(request_id)s AND m.request_digest IS NOT NULL
 ), done AS (
@@ -181,11 +237,11 @@ UNION ALL
 SELECT m.position, m.id, m.timestamp AT TIME ZONE 'UTC'
 FROM prior JOIN {{messages}} AS m ON m.conversation_id = %(conversation_id)s
     AND m.position >= prior.position AND m.position < prior.position + %(count)s
-WHERE prior.request_digest = %(digest)s::bytea
+WHERE prior.is_same
 UNION ALL
 SELECT NULL, NULL, NULL
 FROM (VALUES (1)) AS one LEFT JOIN done ON true LEFT JOIN prior ON true LEFT JOIN now ON true
-WHERE CASE WHEN done.id IS NOT NULL OR prior.request_digest = %(digest)s::bytea THEN false
+WHERE CASE WHEN done.id IS NOT NULL OR prior.is_same THEN false
     ELSE {{refuse}}(
         CASE WHEN now.version IS NULL THEN 'conversation_not_found'
             WHEN prior.position IS NOT NULL THEN 'request_conflict'

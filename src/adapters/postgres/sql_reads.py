@@ -84,6 +84,15 @@ LEFT JOIN {{messages}} AS m ON m.conversation_id = c.id AND m.id = ANY(%(ids)s::
 ORDER BY m.position
 """
 
+LOOK_FOR_START_REQUEST: Final[LiteralString] = f"""
+SELECT {CONVERSATION}, (SELECT string_agg(m.id::text, ',' ORDER BY m.position)
+        FROM {{messages}} AS m WHERE m.conversation_id = c.id AND m.position <= %(count)s),
+    (SELECT encode(request_digest, 'hex') FROM {{messages}} WHERE conversation_id = c.id
+        AND request_id = %(request_id)s AND request_digest IS NOT NULL)
+FROM (SELECT * FROM {{conversations}} WHERE user_id = %(owner)s AND session_id = %(session_id)s
+    FOR NO KEY UPDATE) AS c
+"""
+
 _LOCKED: Final[LiteralString] = """
     (SELECT id FROM {conversations} WHERE id = %(conversation_id)s FOR NO KEY UPDATE) AS c"""
 
@@ -97,7 +106,8 @@ ORDER BY m.position
 LOOK_FOR_REQUEST: Final[LiteralString] = f"""
 SELECT m.position, m.id, m.timestamp AT TIME ZONE 'UTC'
 FROM {_LOCKED} JOIN {{messages}} AS prior ON prior.conversation_id = c.id
-    AND prior.request_id = %(request_id)s AND prior.request_digest = %(digest)s::bytea
+    AND prior.request_id = %(request_id)s AND prior.request_digest IS NOT NULL
+    AND substr(prior.request_digest, 1, length(%(digest)s::bytea)) = %(digest)s::bytea
 JOIN {{messages}} AS m ON m.conversation_id = c.id
     AND m.position >= prior.position AND m.position < prior.position + %(count)s
 ORDER BY m.position
