@@ -436,6 +436,101 @@ async def test_a_request_that_waited_for_itself(
     assert await count(shared_store, conversation) == 2
 
 
+def starting(number: int = 1, request_id: str = "r") -> Act:
+    """Return what starts session new with a request."""
+
+    async def act(uow: AsyncUnitOfWork) -> Any:
+        return await uow.conversations.add(
+            NewConversation(user_id="u", session_id="new"), turn(number), request_id=request_id
+        )
+
+    return act
+
+
+def getting_or_starting(number: int = 1, request_id: str = "r") -> Act:
+    """Return what gets it, or starts it with a request."""
+
+    async def act(uow: AsyncUnitOfWork) -> Any:
+        return await uow.conversations.get_or_add(
+            NewConversation(user_id="u", session_id="new"), turn(number), request_id=request_id
+        )
+
+    return act
+
+
+CONTENDERS: dict[str, tuple[Act, Any]] = {
+    "the same": (starting(), [1, 2]),
+    "other content": (starting(2), RequestConflict),
+    "another request": (starting(1, "other"), DuplicateSession),
+    "get the same": (getting_or_starting(), True),
+    "get with other content": (getting_or_starting(2), RequestConflict),
+    "get by another request": (getting_or_starting(1, "other"), False),
+}
+
+
+@pytest.mark.parametrize("interactive", [False, True])
+@pytest.mark.parametrize("contender", CONTENDERS)
+@pytest.mark.parametrize("keep", [True, False])
+async def test_a_start_with_a_request_that_waited_for_another(
+    shared_store: ConversationStore, keep: bool, contender: str, interactive: bool
+) -> None:
+    """The verdict is on what the wait ended with; where that was undone, it starts."""
+    act, expected = CONTENDERS[contender]
+    end = await raced(shared_store, starting(), act, keep=keep, interactive=interactive)
+    found = await find_conversation(shared_store.unit_of_work(), user_id="u", session_id="new")
+    assert found is not None
+    if isinstance(end, Exception):
+        assert keep
+        assert isinstance(end, expected)
+    else:
+        assert end[0] == found
+        if isinstance(end[1], bool):
+            assert end[1] is (expected if keep else True)
+        else:
+            assert [message.position for message in end[1]] == [1, 2]
+            assert not keep or expected == [1, 2]
+    assert await count(shared_store, found.id) == 2
+
+
+@pytest.mark.parametrize("interactive", [False, True])
+@pytest.mark.parametrize("keep", [True, False])
+async def test_a_start_with_a_request_that_waited_for_a_delete(
+    shared_store: ConversationStore, keep: bool, interactive: bool
+) -> None:
+    """Started if the delete commits; DuplicateSession if it rolls back."""
+    conversation = await start(shared_store, "new")
+    end = await raced(
+        shared_store, removing(conversation), starting(), keep=keep, interactive=interactive
+    )
+    if keep:
+        assert end[0].id != conversation
+    else:
+        assert isinstance(end, DuplicateSession)
+
+
+@pytest.mark.parametrize("contender", ["the same", "other content", "get the same"])
+async def test_a_request_that_is_there_is_given_without_a_wait(
+    shared_store: ConversationStore, contender: str
+) -> None:
+    """Who holds the conversation, or is about to remove it, holds up no repetition of its start."""
+    act, expected = CONTENDERS[contender]
+    async with shared_store.unit_of_work() as uow:
+        conversation, messages = await starting()(uow)
+    for holding in (appending(conversation.id), removing(conversation.id)):
+        async with Held(shared_store, holding) as held:
+            try:
+                async with shared_store.unit_of_work() as uow:
+                    end: Any = await act(uow)
+            except RequestConflict as error:
+                end = error
+            if contender == "other content":
+                assert isinstance(end, expected)
+            else:
+                assert end[0] == conversation
+                assert end[1] in (messages, True)
+            await held.end(keep=False)
+
+
 @pytest.mark.parametrize("keep", [True, False])
 async def test_an_append_that_waited_for_a_reopening(
     shared_store: ConversationStore, keep: bool

@@ -46,12 +46,7 @@ class InMemoryConversationRepository(ConversationRepository):
         async def apply(ids: Sequence[int]) -> tuple[Conversation, list[Message]]:
             session = (new.user_id, new.session_id)
             if request_id is not None:
-                stored, is_own = await self._start_request(new, request_id, ids)
-                if not is_own:
-                    prior = stored.request(request_id)
-                    if prior is not None:
-                        raise _conflict(stored, request_id, prior[1])
-                    raise DuplicateSession(user_id=new.user_id, session_id=new.session_id)
+                stored = await self._start_request(new, request_id, ids)
                 return stored.shown(), stored.shown_messages(0, len(new.drafts))
             if await self._view.lock_session(session) is not None:
                 raise DuplicateSession(user_id=new.user_id, session_id=new.session_id)
@@ -60,44 +55,58 @@ class InMemoryConversationRepository(ConversationRepository):
 
         return Change(apply, ids_needed=1 + len(new.drafts))
 
+    async def _start_request(
+        self, new: NewConversation, request_id: str, ids: Sequence[int]
+    ) -> Stored:
+        """Judge what was found before the wait, and anew what is another one after it."""
+        session = (new.user_id, new.session_id)
+        found = self._view.find_session(session)
+        while True:
+            prior = None if found is None else found.request(request_id)
+            if found is not None and prior is not None:
+                digest, position = prior
+                if digest != new.digest:
+                    raise _conflict(found, request_id, position)
+                return found
+            newest = await self._view.lock_session(session)
+            if newest is None:
+                return await self._store_new(new, ids, request_id)
+            if found is not None and found.conversation.id == newest.conversation.id:
+                raise DuplicateSession(user_id=new.user_id, session_id=new.session_id)
+            found = newest
+
     def _get_or_add(
         self, new: NewConversation, request_id: str | None
     ) -> Change[tuple[Conversation, bool]]:
         async def apply(ids: Sequence[int]) -> tuple[Conversation, bool]:
             session = (new.user_id, new.session_id)
-            if request_id is not None:
-                stored, is_own = await self._start_request(new, request_id, ids)
-                prior = None if is_own else stored.request(request_id)
-                if prior is not None and not new.digest.startswith(prior[0]):
-                    raise _conflict(stored, request_id, prior[1])
-                return stored.shown(), is_own
             found = self._view.find_session(session)
             if found is None:
                 found = await self._view.lock_session(session)
                 if found is None:
-                    return (await self._store_new(new, ids)).shown(), True
-                found = await self._view.lock(found.conversation.id) or found
-            return found.shown(), False
+                    return (await self._store_new(new, ids, request_id)).shown(), True
+                if request_id is None:
+                    found = await self._view.lock(found.conversation.id) or found
+            prior = None if request_id is None else found.request(request_id)
+            if request_id is None or prior is None:
+                return found.shown(), False
+            digest, position = prior
+            if not new.digest.startswith(digest):
+                raise _conflict(found, request_id, position)
+            return found.shown(), digest == new.digest
 
         return Change(apply, ids_needed=1 + len(new.drafts))
 
-    async def _start_request(
-        self, new: NewConversation, request_id: str, ids: Sequence[int]
-    ) -> tuple[Stored, bool]:
-        """Start a conversation unless there is one; return it, and whether this request did."""
-        session = (new.user_id, new.session_id)
-        found = self._view.find_session(session) or await self._view.lock_session(session)
-        if found is None:
-            stored = await self._store_new(new, ids)
-            stored.requests[request_id] = (new.digest, 1, ids[1])
-            return stored, True
-        prior = found.request(request_id)
-        return found, prior is not None and prior[0] == new.digest
-
-    async def _store_new(self, new: NewConversation, ids: Sequence[int]) -> Stored:
+    async def _store_new(
+        self, new: NewConversation, ids: Sequence[int], request_id: str | None = None
+    ) -> Stored:
         now = self._view.database.clock()
         conversation = new.stored(conversation_id=ids[0], start_time=now, last_activity=now)
-        return await self._put_new(conversation, new.drafts, ids[1:], [now] * len(new.drafts))
+        times = [now] * len(new.drafts)
+        stored = await self._put_new(conversation, new.drafts, ids[1:], times)
+        if request_id is not None:
+            stored.requests[request_id] = (new.digest, 1, ids[1])
+        return stored
 
     async def _put_new(
         self,

@@ -83,8 +83,8 @@ WITH found AS MATERIALIZED (
 SELECT {CONVERSATION} FROM found UNION ALL SELECT {CONVERSATION} FROM new
 """
 
-# The request stands on the first message. Who meets a session that its snapshot lacks cannot see
-# what was stored with it: that is contested, and the statement is sent again.
+# The request stands on the first message. Who meets a session that its snapshot lacks, or waits for
+# one that is then gone, cannot see what is there: that is contested, and sent again.
 _START_ONCE: Final[LiteralString] = f"""
 WITH found AS MATERIALIZED (
     SELECT * FROM {{conversations}} WHERE user_id = %(owner)s AND session_id = %(session_id)s
@@ -110,6 +110,8 @@ WITH found AS MATERIALIZED (
     FROM new, {_DRAFTS}
 ), one AS (
     SELECT * FROM found UNION ALL SELECT * FROM new
+), there AS MATERIALIZED (
+    SELECT FROM {{conversations}} WHERE id = (SELECT id FROM found) FOR UPDATE
 )"""
 
 _START_ONCE_FROM: Final[LiteralString] = """
@@ -117,8 +119,8 @@ FROM (VALUES (1)) AS v LEFT JOIN one ON true LEFT JOIN prior ON true
 WHERE CASE WHEN one.id = %(id)s OR prior.digest = %(digest)s::bytea"""
 
 _START_ONCE_REFUSAL: Final[LiteralString] = """{refuse}(
-    CASE WHEN one.id IS NULL THEN 'contested'
-        WHEN prior.position IS NOT NULL THEN 'request_conflict' ELSE 'duplicate_session' END,
+    CASE WHEN prior.position IS NOT NULL THEN 'request_conflict'
+        WHEN EXISTS (SELECT FROM there) THEN 'duplicate_session' ELSE 'contested' END,
     json_build_object('user_id', %(owner)s::text, 'session_id', %(session_id)s::text,
         'conversation_id', one.id, 'request_id', %(request_id)s::text, 'position', prior.position))
 """
