@@ -475,24 +475,54 @@ async def test_append_is_repeated(
 
 
 @plannings
-async def test_start_conversation(explain: Explain, planning: Planning) -> None:
+@pytest.mark.parametrize("request_id", [None, "new"], ids=["plain", "request"])
+async def test_start_conversation(
+    explain: Explain, planning: Planning, request_id: str | None
+) -> None:
     """A start reads no row of the tables, however many conversations the user has."""
 
     async def call(uow: AsyncUnitOfWork) -> None:
-        await start_conversation(uow, user_id="u-0", session_id="new", drafts=turn(1))
+        await start_conversation(
+            uow, user_id="u-0", session_id="new", drafts=turn(1), request_id=request_id
+        )
 
     check(await explain(call, planning), rows=0, buffers=100)
 
 
 @plannings
+@pytest.mark.parametrize("start", [start_conversation, get_or_start_conversation])
+async def test_start_is_repeated(explain: Explain, planning: Planning, start: Any) -> None:
+    """The answer to a repeated start costs what it stored, whatever was said since."""
+    drafts = turn(1)
+    uow = explain.store.unit_of_work()
+
+    async def call(uow: AsyncUnitOfWork) -> None:
+        await start(uow, user_id="u-0", session_id="repeated", drafts=drafts, request_id="again")
+
+    conversation, _ = await start_conversation(
+        uow, user_id="u-0", session_id="repeated", drafts=drafts, request_id="again"
+    )
+    try:
+        await append_messages(uow, conversation_id=conversation.id, drafts=turn(2) * 500)
+        plan = await explain(call, planning)
+    finally:
+        await delete_conversation(uow, conversation_id=conversation.id)
+    assert plan["Actual Rows"] == 1
+    check(plan, rows=2 + len(drafts), buffers=60)
+
+
+@plannings
+@pytest.mark.parametrize("request_id", [None, "new"], ids=["plain", "request"])
 @pytest.mark.parametrize("session_id", ["new", "s-7919"])
 async def test_get_or_start_conversation(
-    explain: Explain, planning: Planning, session_id: str
+    explain: Explain, planning: Planning, session_id: str, request_id: str | None
 ) -> None:
     """A start that may find something reads at most what it finds."""
 
     async def call(uow: AsyncUnitOfWork) -> None:
-        await get_or_start_conversation(uow, user_id="u-0", session_id=session_id, drafts=turn(1))
+        await get_or_start_conversation(
+            uow, user_id="u-0", session_id=session_id, drafts=turn(1), request_id=request_id
+        )
 
     check(await explain(call, planning), rows=1, buffers=100)
 

@@ -77,6 +77,21 @@ SERVICE_FUNCTIONS: dict[str, Call] = {
     "get_or_start_conversation, found": lambda _, uow: get_or_start_conversation(
         uow, user_id="u", session_id="s", drafts=turn(1)
     ),
+    "start_conversation, new request": lambda w, uow: start_conversation(
+        uow, user_id="u", session_id=w.fresh(), drafts=turn(1), request_id="r"
+    ),
+    "start_conversation, replay": lambda _, uow: start_conversation(
+        uow, user_id="u", session_id="replayed", drafts=turn(1), request_id="r"
+    ),
+    "get_or_start_conversation, new request": lambda w, uow: get_or_start_conversation(
+        uow, user_id="u", session_id=w.fresh(), drafts=turn(1), request_id="r"
+    ),
+    "get_or_start_conversation, replay": lambda _, uow: get_or_start_conversation(
+        uow, user_id="u", session_id="replayed", drafts=turn(1), request_id="r"
+    ),
+    "get_or_start_conversation, found by a request": lambda _, uow: get_or_start_conversation(
+        uow, user_id="u", session_id="s", drafts=turn(1), request_id="r"
+    ),
     "append_messages": lambda w, uow: append_messages(
         uow, conversation_id=w.conversation, drafts=turn(1)
     ),
@@ -124,7 +139,7 @@ async def test_a_service_function_is_one_statement_in_one_round_trip(
 ) -> None:
     """Alone, scoped or not: 1 round trip, 1 statement, and no BEGIN or COMMIT."""
     uow = wired.store.unit_of_work(user_id=user_id)
-    if name == "append_messages, replay":
+    if name.endswith(", replay"):
         await SERVICE_FUNCTIONS[name](wired, uow)
     wire = await counted(wired, lambda: SERVICE_FUNCTIONS[name](wired, uow))
     assert (wire.round_trips, wire.statements) == (1, 1), wire.texts

@@ -78,6 +78,11 @@ async def units_of_work(uow: cs.AsyncUnitOfWork) -> None:
 async def repositories(uow: cs.AsyncUnitOfWork, drafts: list[cs.MessageDraft]) -> None:
     """A registered write gives a Pending, which gives what the write comes to; a read gives it."""
     async with uow:
+        new = cs.NewConversation(user_id="u", session_id="s")
+        started = uow.conversations.add(new, drafts, request_id="r")
+        assert_type(started, cs.Pending[tuple[cs.Conversation, list[cs.Message]]])
+        found = uow.conversations.get_or_add(new, drafts, request_id="r")
+        assert_type(found, cs.Pending[tuple[cs.Conversation, bool]])
         appended = uow.messages.append(1, drafts, request_id="r", expected_version=2)
         assert_type(appended, cs.Pending[list[cs.Message]])
         assert_type(await appended, list[cs.Message])
@@ -105,9 +110,12 @@ async def conversations(uow: cs.AsyncUnitOfWork, drafts: list[cs.MessageDraft]) 
         intent_type="book",
         source="web",
         metadata={"channel": "web"},
+        request_id="r",
     )
     assert_type(started, tuple[cs.Conversation, list[cs.Message]])
-    found_or_started = await cs.get_or_start_conversation(uow, session_id="s", drafts=drafts)
+    found_or_started = await cs.get_or_start_conversation(
+        uow, session_id="s", drafts=drafts, request_id="r"
+    )
     assert_type(found_or_started, tuple[cs.Conversation, bool])
     assert_type(await cs.get_conversation(uow, conversation_id=1), cs.Conversation)
     found = await cs.find_conversation(uow, user_id="u", session_id="s")
