@@ -29,6 +29,7 @@ from conversation_store import (
     Message,
     NewConversation,
     Outcome,
+    RequestConflict,
     Retry,
     Status,
     StoreUnavailable,
@@ -171,6 +172,15 @@ WRITES: dict[str, Callable[[AsyncUnitOfWork, int], Awaitable[Any]]] = {
     ),
     "get or start, there": lambda uow, _: get_or_start_conversation(
         uow, user_id="u", session_id="s"
+    ),
+    "start, with a request": lambda uow, _: start_conversation(
+        uow, user_id="u", session_id="new", drafts=turn(1), metadata={"a": 1}, request_id="r"
+    ),
+    "get or start, with a request": lambda uow, _: get_or_start_conversation(
+        uow, user_id="u", session_id="new", drafts=turn(1), request_id="r"
+    ),
+    "get or start, with a request, there": lambda uow, _: get_or_start_conversation(
+        uow, user_id="u", session_id="s", drafts=turn(1), request_id="r"
     ),
     "close": lambda uow, chat: close_conversation(uow, conversation_id=chat),
     "reopen": lambda uow, chat: reopen_conversation(uow, conversation_id=chat),
@@ -425,6 +435,38 @@ async def test_another_took_the_session_before_it_arrived(lossy: Lossy, between:
     assert found.message_count == 0
 
 
+@pytest.mark.parametrize("is_same_request", [True, False])
+@pytest.mark.parametrize("start", [start_conversation, get_or_start_conversation])
+async def test_another_start_came_before_the_request_arrived(
+    lossy: Lossy, between: Any, start: Any, is_same_request: bool
+) -> None:
+    """What is told is about the conversation that is there, and stays true when the first comes."""
+    given: dict[str, Any] = {"user_id": "u", "session_id": "new", "request_id": "r"}
+
+    async def start_another() -> None:
+        request_id = "r" if is_same_request else "other"
+        await start_conversation(
+            lossy.direct.unit_of_work(), **given | {"drafts": turn(2), "request_id": request_id}
+        )
+
+    between(start_another)
+    lossy.proxy.keep()
+    uow = lossy.uow()
+    if is_same_request:
+        with pytest.raises(RequestConflict):
+            await start(uow, drafts=turn(1), **given)
+    elif start is start_conversation:
+        with pytest.raises(DuplicateSession):
+            await start(uow, drafts=turn(1), **given)
+    else:
+        assert (await start(uow, drafts=turn(1), **given))[1] is False
+    is_found = start is get_or_start_conversation and not is_same_request
+    assert uow.outcome is (Outcome.COMMITTED if is_found else Outcome.ROLLED_BACK)
+    before = await state(lossy)
+    await lossy.proxy.deliver()
+    assert await state(lossy) == before
+
+
 FOREIGN = """
 INSERT INTO operational.ai_messages (conversation_id, position, id, role, content, timestamp)
 SELECT id, 1, %s, 'user', 'of another', now() FROM operational.ai_conversations WHERE id = %s
@@ -463,6 +505,29 @@ async def test_another_has_the_ids(lossy: Lossy, between: Any, is_same_conversat
 
 
 # Units of several writes ------------------------------------------------------------------------
+
+
+async def test_starts_with_requests_and_an_append_that_is_refused_since(
+    lossy: Lossy, between: Any
+) -> None:
+    """The append alone tells that the unit is stored; what the starts said is read back."""
+    sessions = [NewConversation(user_id="u", session_id=name) for name in ("a", "b", "s")]
+    between(lossy.close)
+    lossy.proxy.lose()
+    async with lossy.uow() as uow:
+        first = uow.conversations.add(sessions[0], turn(1), request_id="r")
+        second = uow.conversations.get_or_add(sessions[1], turn(2), request_id="r")
+        third = uow.conversations.get_or_add(sessions[2], turn(3), request_id="r")
+        uow.messages.append(lossy.chat, turn(4))
+    conversation, messages = await first
+    assert [message.content for message in messages] == ["question 1", "answer 1"]
+    direct = lossy.direct.unit_of_work()
+    assert await latest_messages(direct, conversation_id=conversation.id) == messages
+    found, created = await second
+    assert (found.session_id, found.message_count, created) == ("b", 2, True)
+    found, created = await third
+    assert (found.id, created) == (lossy.chat, False)
+    assert await lossy.stored() == ["question 4", "answer 4"]
 
 
 @pytest.mark.parametrize("is_kept", [True, False])
