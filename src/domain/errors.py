@@ -127,7 +127,7 @@ class ConcurrentUpdate(Conflict):
 
 @define(slots=False, eq=False, kw_only=True)
 class RequestConflict(Conflict):
-    """The request_id was used before in this conversation, for other messages."""
+    """The request_id was used before in this conversation, for other content."""
 
     conversation_id: int
     request_id: str
@@ -137,7 +137,7 @@ class RequestConflict(Conflict):
     def __str__(self) -> str:
         return (
             f"request {self.request_id!r} of conversation {self.conversation_id} was stored with "
-            f"other messages, from position {self.position}: use a new request_id for new content"
+            f"other content, from position {self.position}: use a new request_id for new content"
         )
 
 
@@ -280,7 +280,7 @@ class CommitOutcomeUnknown(StoreError):
     message_ids: tuple[int, ...] = ()
     """The messages that the unit would have stored."""
     request_ids: tuple[str, ...] = ()
-    """The request_ids of its appends."""
+    """The request_ids of its appends and starts."""
 
 
 # What the caller does wrong ---------------------------------------------------------------------
