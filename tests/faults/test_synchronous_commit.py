@@ -101,6 +101,45 @@ WRITES: dict[str, tuple[Work, str]] = {
 }
 
 
+REQUESTS: dict[str, Callable[[ConversationStore, int], Awaitable[Any]]] = {
+    "append": WRITES["append with request_id"][0],
+    "start": lambda store, _: start_conversation(
+        store.unit_of_work(), user_id="eve", session_id="one", drafts=turn(1), request_id="r"
+    ),
+    "get_or_start": lambda store, _: get_or_start_conversation(
+        store.unit_of_work(), user_id="eve", session_id="two", drafts=turn(1), request_id="r"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+async def test_a_repeated_request_is_acknowledged_when_the_replica_has_it(
+    pair: Pair, store: ConversationStore, name: str
+) -> None:
+    """The host gave up waiting for the replica, and sends its request again: it waits again."""
+    conversation, _ = await start_conversation(
+        store.unit_of_work(), user_id="eve", session_id=f"for {name}"
+    )
+
+    def send() -> asyncio.Task[Any]:
+        return asyncio.ensure_future(REQUESTS[name](store, conversation.id))
+
+    await asyncio.to_thread(pair.replica.stop)
+    try:
+        first = send()
+        given_up = await waiting_backend(pair.primary, first)
+        first.cancel()
+        await asyncio.wait([first])
+        second = send()
+        repeated = await waiting_backend(pair.primary, second)
+    finally:
+        await asyncio.to_thread(pair.replica.start)
+    answer = await second
+    assert given_up is not None
+    assert repeated is not None, "acknowledged, and the replica was away"
+    assert answer == await send()
+
+
 @pytest.mark.parametrize("name", WRITES)
 async def test_what_is_asked_for_again_is_acknowledged_when_the_replica_has_it(
     pair: Pair, store: ConversationStore, name: str

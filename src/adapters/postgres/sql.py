@@ -36,6 +36,10 @@ _REFUSAL_DETAIL: Final[LiteralString] = """json_build_object(
         'conversation_id', %(conversation_id)s::bigint, 'status', now.status,
         'version', now.version, 'expected_version', %(expected_version)s::bigint"""
 
+# Of a repetition, which changes no row: what it finds may be stored here and not on the synchronous
+# standbys, if the first commit did not wait to the end. With a record in the log it waits itself.
+_LOGGED: Final[LiteralString] = "SELECT pg_logical_emit_message(true, 'conversation-store', '')"
+
 START: Final[LiteralString] = f"""
 WITH new AS (
     INSERT INTO {{conversations}} (id, user_id, session_id, status, start_time, last_activity,
@@ -92,6 +96,8 @@ WITH found AS MATERIALIZED (
     SELECT m.position, m.request_digest AS digest
     FROM found JOIN {{messages}} AS m ON m.conversation_id = found.id
     WHERE m.request_id = %(request_id)s AND m.request_digest IS NOT NULL
+), logged AS MATERIALIZED (
+    {_LOGGED} FROM prior WHERE digest = %(digest)s::bytea
 ), new AS (
     INSERT INTO {{conversations}} (id, user_id, session_id, status, start_time, last_activity,
         message_count, version, rescue_id, intent_type, source, metadata)
@@ -127,13 +133,14 @@ _START_ONCE_REFUSAL: Final[LiteralString] = """{refuse}(
 
 START_REQUEST: Final[LiteralString] = f"""{_START_ONCE}
 SELECT {CONVERSATION}, (SELECT string_agg(m.id::text, ',' ORDER BY m.position)
-    FROM found JOIN {{messages}} AS m ON m.conversation_id = found.id AND m.position <= %(count)s)
+    FROM logged, found JOIN {{messages}} AS m
+        ON m.conversation_id = found.id AND m.position <= %(count)s)
 {_START_ONCE_FROM} THEN true ELSE {_START_ONCE_REFUSAL} END
 """
 
 # A request may have gone two ways: it started the conversation, or its turn was appended.
 GET_OR_START_REQUEST: Final[LiteralString] = f"""{_START_ONCE}
-SELECT {CONVERSATION}, one.id = %(id)s OR prior.digest IS NOT DISTINCT FROM %(digest)s::bytea
+SELECT {CONVERSATION}, EXISTS (SELECT FROM logged) OR one.id = %(id)s
 {_START_ONCE_FROM}
         OR substr(%(digest)s::bytea, 1, length(prior.digest)) = prior.digest
         OR one.id IS NOT NULL AND prior.position IS NULL THEN true
@@ -218,6 +225,8 @@ WITH now AS MATERIALIZED (
         substr(m.request_digest, 1, length(%(digest)s::bytea)) = %(digest)s::bytea AS is_same
     FROM now JOIN {{messages}} AS m ON m.conversation_id = now.id
     WHERE m.request_id = %(request_id)s AND m.request_digest IS NOT NULL
+), logged AS MATERIALIZED (
+    {_LOGGED} FROM prior WHERE is_same
 ), done AS (
     UPDATE {{conversations}}
     SET message_count = message_count + %(count)s, version = version + 1,
@@ -237,9 +246,8 @@ WITH now AS MATERIALIZED (
 SELECT position, id, timestamp AT TIME ZONE 'UTC' FROM added
 UNION ALL
 SELECT m.position, m.id, m.timestamp AT TIME ZONE 'UTC'
-FROM prior JOIN {{messages}} AS m ON m.conversation_id = %(conversation_id)s
+FROM logged, prior JOIN {{messages}} AS m ON m.conversation_id = %(conversation_id)s
     AND m.position >= prior.position AND m.position < prior.position + %(count)s
-WHERE prior.is_same
 UNION ALL
 SELECT NULL, NULL, NULL
 FROM (VALUES (1)) AS one LEFT JOIN done ON true LEFT JOIN prior ON true LEFT JOIN now ON true
