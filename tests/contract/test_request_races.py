@@ -143,6 +143,25 @@ async def test_one_request_sent_by_many(shared_store: ConversationStore, send: S
 
 
 @sends
+async def test_one_request_of_which_some_senders_are_cancelled(
+    shared_store: ConversationStore, send: Send
+) -> None:
+    """The others get what is stored, and who was cancelled gets it when sending again."""
+    for number in range(ROUNDS // 3):
+        session = f"s-{number}"
+        await prepare(shared_store, send, session)
+        call = sending(shared_store, send, session, turn(number))
+        tasks = [asyncio.create_task(settled(call)) for _ in range(SENDERS)]
+        await asyncio.sleep(random.choice([0, 0.001, 0.002, 0.004]))
+        for task in random.sample(tasks, SENDERS // 4):
+            task.cancel()
+        await asyncio.wait(tasks)
+        last = await call()
+        assert all(task.cancelled() or task.result() == last for task in tasks)
+        assert await stored(shared_store, session) == last
+
+
+@sends
 async def test_one_request_with_several_contents(
     shared_store: ConversationStore, send: Send
 ) -> None:

@@ -355,6 +355,14 @@ async def test_the_session_of_the_host_does_not_matter(
             user_id="u",
             session_id="s\\'",
             drafts=[draft("a\\b'c", slots={"x": 0.1 + 0.2})],
+            request_id="first",
+        )
+        assert (conversation, messages) == await start_conversation(
+            uow,
+            user_id="u",
+            session_id="s\\'",
+            drafts=[draft("a\\b'c", slots={"x": 0.1 + 0.2})],
+            request_id="first",
         )
         again = await append_messages(
             uow, conversation_id=conversation.id, drafts=turn(1), request_id="r"
@@ -367,6 +375,31 @@ async def test_the_session_of_the_host_does_not_matter(
         )
     stored = await latest_messages(postgres.unit_of_work(), conversation_id=conversation.id)
     assert stored == messages + again
+
+
+@pytest.mark.parametrize("keep", [True, False])
+async def test_a_start_with_a_request_waits_inside_the_transaction_of_the_host(
+    postgres: ConversationStore, lent: Any, keep: bool
+) -> None:
+    """It is sent again there by itself: what the host did before stays as it was."""
+    given: dict[str, Any] = {"user_id": "u", "session_id": "s", "drafts": turn(1)}
+    async with lent.transaction():
+        uow = postgres.unit_of_work(connection=lent)
+        await start_conversation(uow, user_id="v", session_id="before", drafts=turn(2))
+        async with postgres.unit_of_work() as other:
+            first = await start_conversation(other, request_id="r", **given)
+            waiting = asyncio.create_task(
+                start_conversation(postgres.unit_of_work(connection=lent), request_id="r", **given)
+            )
+            await asyncio.wait([waiting], timeout=0.1)
+            assert not waiting.done()
+            if not keep:
+                await other.rollback()
+        conversation, messages = await waiting
+        assert ((conversation, messages) == first) is keep
+    uow = postgres.unit_of_work()
+    assert await latest_messages(uow, conversation_id=conversation.id) == messages
+    assert await find_conversation(uow, user_id="v", session_id="before") is not None
 
 
 async def test_two_units_that_overlap_on_one_transaction_are_told(
