@@ -24,7 +24,7 @@ from ...domain.errors import (
     StoreUnavailable,
     UnitOfWorkMisuse,
 )
-from .errors import translate
+from .errors import READ_ONLY, translate
 from .waiting import in_time
 
 Connection: TypeAlias = AsyncConnection[Any]
@@ -90,6 +90,10 @@ class Connections(ABC):
         connection = await self.borrow()
         try:
             yield connection
+        except StoreUnavailable as error:
+            if error.sqlstate == READ_ONLY:
+                self.refuse(connection)
+            raise
         finally:
             await self.give_back(connection)
 

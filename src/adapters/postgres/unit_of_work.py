@@ -24,6 +24,7 @@ from ...domain.errors import (
     CommitOutcomeUnknown,
     ConversationStoreError,
     StoreTimeout,
+    StoreUnavailable,
     UnitOfWorkMisuse,
 )
 from ...service_layer.outcome import Outcome
@@ -318,6 +319,9 @@ class PsycopgUnitOfWork(ReadingUnitOfWork):
 
     async def _end(self, outcome: Outcome) -> None:
         connection = self._held()
+        error = self._blocks[0].error
+        if isinstance(error, StoreUnavailable) and error.sqlstate == READ_ONLY:
+            self._connections.refuse(connection)
         self._outcome = outcome
         self._connection = self._transaction = None
         if not self._in_host_transaction:
