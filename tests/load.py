@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import secrets
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -30,6 +31,7 @@ from conversation_store import (
     Conversation,
     ConversationStore,
     Message,
+    StoreError,
     StoreTimeout,
     StoreUnavailable,
     TransactionAborted,
@@ -50,6 +52,8 @@ Work = Callable[[AsyncUnitOfWork], Awaitable[T]]
 OF_A_FAULT: Final = (TransactionAborted, StoreUnavailable, StoreTimeout, CommitOutcomeUnknown)
 STATUS: Final = "SELECT status FROM {conversations} WHERE id = %s"
 RESCUE: Final = "SELECT rescue_id FROM {conversations} WHERE id = %s"
+SESSION: Final = 50
+"""Characters of a content that are unique."""
 PAUSE: Final = 0.02
 """Seconds that a task waits after an error, so that a server that is away costs no CPU."""
 
@@ -64,11 +68,16 @@ class Load:
         *,
         tasks: int = 16,
         shared: int = 3,
+        padding: int = 0,
         seed: int = 0,
     ) -> None:
         self.ledger = ledger
+        self.padding = padding
+        """Bytes that make each message longer."""
         self.told: Counter[str] = Counter()
         """How units ended: 'acknowledged', or the name of the error."""
+        self.sqlstates: Counter[str | None] = Counter()
+        """Of those errors."""
         self.acknowledged_at = 0.0
         """When the last unit was acknowledged, on the monotonic clock."""
         self.surprises: list[str] = []
@@ -81,13 +90,13 @@ class Load:
         self._ends = asyncio.Event()
 
     async def __aenter__(self) -> Self:
-        for number in range(self._wanted):
-            turn = self.ledger.turn(None)
+        for _ in range(self._wanted):
+            turn = self.turn(None)
             with self.ledger.unit(turn):
                 conversation, messages = await start_conversation(
                     self.stores[0].unit_of_work(),
                     user_id="all",
-                    session_id=f"{turn.contents[0]}-{number}",
+                    session_id=turn.contents[0][:SESSION],
                     drafts=turn.drafts(),
                 )
                 turn.placed(messages)
@@ -112,11 +121,21 @@ class Load:
             while self.told["acknowledged"] < wanted:
                 await asyncio.sleep(0.01)
 
-    def note(self, error: BaseException | None) -> None:
+    def turn(self, conversation_id: int | None) -> Turn:
+        """Make up a turn."""
+        turn = self.ledger.turn(conversation_id)
+        if self.padding:
+            turn.contents = tuple(f"{c} {secrets.token_hex(self.padding)}" for c in turn.contents)
+        return turn
+
+    def note(self, error: StoreError | None) -> None:
         """Count how a unit ended."""
         if error is None:
             self.acknowledged_at = time.monotonic()
-        self.told["acknowledged" if error is None else type(error).__name__] += 1
+            self.told["acknowledged"] += 1
+        else:
+            self.told[type(error).__name__] += 1
+            self.sqlstates[error.sqlstate] += 1
 
     def is_true(self, fact: bool, what: str) -> None:
         """Note a surprise if something is not as it has to be."""
@@ -161,11 +180,14 @@ class Writer:
 
     async def start(self) -> int | None:
         """Start a conversation with a turn; None if that is not known to have gone well."""
-        turn = self.load.ledger.turn(None)
+        turn = self.load.turn(None)
 
         async def work(uow: AsyncUnitOfWork) -> int:
             conversation, messages = await start_conversation(
-                uow, user_id=self.user_id, session_id=turn.contents[0], drafts=turn.drafts()
+                uow,
+                user_id=self.user_id,
+                session_id=turn.contents[0][:SESSION],
+                drafts=turn.drafts(),
             )
             turn.placed(messages)
             return conversation.id
@@ -174,7 +196,7 @@ class Writer:
 
     async def append(self, conversation_id: int) -> None:
         """Append a turn, and read it."""
-        turn = self.load.ledger.turn(conversation_id)
+        turn = self.load.turn(conversation_id)
 
         async def work(uow: AsyncUnitOfWork) -> list[Message]:
             messages = await append_messages(
@@ -189,7 +211,7 @@ class Writer:
 
     async def request(self, conversation_id: int) -> None:
         """Append a turn with a request_id, again and again until it is known to be stored."""
-        turn = self.load.ledger.turn(conversation_id)
+        turn = self.load.turn(conversation_id)
         request_id = f"{self.user_id}-{next(self._requests)}"
         unknown: CommitOutcomeUnknown | None = None
 
@@ -219,7 +241,7 @@ class Writer:
 
     async def talk(self, conversation_id: int) -> None:
         """Append two turns in one unit, reading in between: its transaction stays open."""
-        first, second = (self.load.ledger.turn(conversation_id) for _ in range(2))
+        first, second = (self.load.turn(conversation_id) for _ in range(2))
 
         async def work(uow: AsyncUnitOfWork) -> None:
             async with uow:
@@ -238,7 +260,7 @@ class Writer:
 
     async def close(self, conversation_id: int) -> None:
         """Close it; or say a last word and close it, in one unit."""
-        turns = [self.load.ledger.turn(conversation_id)] if self.random.random() < 0.5 else []
+        turns = [self.load.turn(conversation_id)] if self.random.random() < 0.5 else []
 
         async def work(uow: AsyncUnitOfWork) -> None:
             async with uow:
