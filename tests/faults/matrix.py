@@ -14,7 +14,7 @@ import psycopg
 from ledger import APPLICATION, Ledger, Told
 from psycopg import sql
 
-from conversation_store import ConversationStore, ConversationStoreError, StoreTimeout
+from conversation_store import ConversationStore, ConversationStoreError, StoreError, StoreTimeout
 
 from .proxy import Fault, FaultProxy, Kind, Way
 from .scenarios import SCENARIOS, SCHEMA, Case, Scenario
@@ -28,6 +28,9 @@ GRACE: Final = 0.5
 """Seconds within which it has then ended."""
 ID_BLOCK: Final = 1_000_000
 """So large that no store draws ids in the midst of a case."""
+
+VAGUE: Final = (ConversationStoreError, StoreError)
+"""Errors that say too little about a network that fails."""
 
 KINDS: Final[Mapping[Way, Sequence[Kind]]] = {
     Way.TO_SERVER: tuple(Kind),
@@ -52,6 +55,17 @@ class Report:
         return self.ends.total()
 
 
+async def prepare(dsn: str, harm: str = "") -> None:
+    """Make an empty store in a schema of its own, then do what harm is to be done to it."""
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+        name = sql.Identifier(SCHEMA)
+        await connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(name))
+        async with ConversationStore.connect(dsn, schema=SCHEMA, min_size=1) as store:
+            await store.migrate(id_block=ID_BLOCK)
+        if harm:
+            await connection.execute(sql.SQL(harm).format(name))
+
+
 @dataclass
 class Matrix:
     """Faults to be played, on one server."""
@@ -61,6 +75,8 @@ class Matrix:
     """Of the stores behind the proxy."""
     tries_again: bool = False
     """Whether that is to mend what can be mended: see Scenario.may_raise."""
+    harm: str = ""
+    """SQL that is run beforehand, with {} for the schema."""
     ledger: Ledger = field(init=False)
     report: Report = field(init=False, default_factory=Report)
     _numbers: Iterator[int] = field(init=False, default_factory=itertools.count)
@@ -71,7 +87,7 @@ class Matrix:
         kinds: Collection[Kind] = tuple(Kind),
     ) -> Report:
         """Play these scenarios in front of these faults, and judge."""
-        await self._prepare()
+        await prepare(self.dsn, self.harm)
         self.ledger = Ledger(self.dsn, SCHEMA)
         async with (
             ConversationStore.connect(self.dsn, schema=SCHEMA, max_size=4) as self._beside,
@@ -80,6 +96,7 @@ class Matrix:
             lanes = [
                 (scenario, faults)
                 for scenario in (SCENARIOS[name] for name in names)
+                if self.tries_again or not scenario.needs_retry
                 for faults in _lanes(scenario, await self.record(scenario), kinds)
             ]
             lanes.sort(key=lambda lane: -len(lane[1]))
@@ -94,13 +111,6 @@ class Matrix:
                     tasks.create_task(run(*lane))
         self.report.complaints += await asyncio.to_thread(self.ledger.violations)
         return self.report
-
-    async def _prepare(self) -> None:
-        async with await psycopg.AsyncConnection.connect(self.dsn, autocommit=True) as connection:
-            name = sql.Identifier(SCHEMA)
-            await connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(name))
-        async with ConversationStore.connect(self.dsn, schema=SCHEMA, min_size=1) as store:
-            await store.migrate(id_block=ID_BLOCK)
 
     async def record(self, scenario: Scenario) -> dict[Way, list[str]]:
         """Return the messages of a scenario that meets no fault."""
@@ -193,7 +203,7 @@ class Matrix:
             return None
         if isinstance(error, psycopg.Error) and scenario.raises_the_drivers:
             return None
-        if not isinstance(error, ConversationStoreError) or type(error).__subclasses__():
+        if not isinstance(error, ConversationStoreError) or type(error) in VAGUE:
             return f"ended with {error!r}"
         if kind is Kind.DELAY:
             return f"a delay ended with {error!r}"

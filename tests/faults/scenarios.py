@@ -23,6 +23,7 @@ from conversation_store import (
     Status,
     StoreError,
     StoreUnavailable,
+    TransactionAborted,
     append_messages,
     archive_conversation,
     close_conversation,
@@ -121,6 +122,8 @@ class Scenario:
     play: Play
     coalesce: bool = False
     """Whether it needs a store with group commit."""
+    needs_retry: bool = False
+    """Whether it succeeds at the second try only."""
     raises_the_drivers: bool = False
     """Whether the host sends SQL itself, and so meets the driver's own errors."""
     may_raise: tuple[type[StoreError], ...] = ()
@@ -199,6 +202,25 @@ async def _append_expecting(case: Case) -> None:
         messages = await append_messages(
             uow, conversation_id=conversation, drafts=turn.drafts(), expected_version=1
         )
+        turn.placed(messages)
+
+
+@scenario(
+    "append_messages with ids given before", needs_retry=True, may_raise=(TransactionAborted,)
+)
+async def _append_given_before(case: Case) -> None:
+    """After a failover to a standby that lagged behind, ids may come again."""
+    conversation, _ = await case.started()
+    ids: Any = case.store._adapter._ids  # type: ignore[attr-defined]
+    first = ids._ranges[0]
+    used, turn = case.ledger.turn(conversation), case.ledger.turn(conversation)
+    uow = case.store.unit_of_work()
+    with case.ledger.unit(used, uow=uow, note=f"before {case.name}"):
+        messages = await append_messages(uow, conversation_id=conversation, drafts=used.drafts())
+        used.placed(messages)
+    ids._ranges[0] = first
+    async with case.played(turn) as uow:
+        messages = await append_messages(uow, conversation_id=conversation, drafts=turn.drafts())
         turn.placed(messages)
 
 
@@ -406,7 +428,8 @@ async def _inner_rollback(case: Case) -> None:
         async with uow:
             appended = uow.messages.append(conversation, turn.drafts())
             async with uow:
-                await uow.conversations.set_status(conversation, Status.CLOSED)
+                dropped = case.ledger.turn(conversation).drafts()  # which nobody intends to store
+                await uow.messages.append(conversation, dropped)
                 await uow.rollback()
         turn.placed(await appended)
 
