@@ -27,8 +27,9 @@ from ...domain.message import Message, MessageDraft
 from ...domain.page import ConversationCursor
 from ...domain.receipt import ErasureReceipt, ImportReceipt
 from ...domain.repository import ConversationRepository, OnDuplicate, Unit
+from .bulk import take_sessions
 from .change import Change
-from .database import Session, Stored, View
+from .database import Stored, View
 from .export import SnapshotRecords
 from .verdicts import NO_CHANGE, Verdict, is_seen, lock_and_judge, stale
 
@@ -236,25 +237,16 @@ class InMemoryConversationRepository(ConversationRepository):
     async def _add_imported(
         self, batch: Sequence[ImportedConversation], on_duplicate: OnDuplicate
     ) -> ImportReceipt:
-        stored = messages = 0
-        for imported in batch:
-            session: Session = (imported.user_id, imported.session_id)
-            if await self._is_taken(session):
-                if on_duplicate == "error":
-                    raise DuplicateSession(user_id=session[0], session_id=session[1])
-                continue
-            await self._put_imported(imported)
-            stored += 1
-            messages += len(imported.messages)
-        return ImportReceipt(conversations=stored, messages=messages, skipped=len(batch) - stored)
+        now, new = await take_sessions(self._view, batch, on_duplicate)
+        for imported in new:
+            await self._put_imported(imported, now)
+        return ImportReceipt(
+            conversations=len(new),
+            messages=sum(len(imported.messages) for imported in new),
+            skipped=len(batch) - len(new),
+        )
 
-    async def _is_taken(self, session: Session) -> bool:
-        """Whether a session exists; one that does not is waited for and held."""
-        found = self._view.find_session(session) or await self._view.lock_session(session)
-        return found is not None
-
-    async def _put_imported(self, imported: ImportedConversation) -> None:
-        now = self._view.database.clock()
+    async def _put_imported(self, imported: ImportedConversation, now: datetime) -> None:
         start, last = imported.start_time, imported.last_activity
         last_activity = last or max(start or now, now)
         new, times = _to_new(imported), imported.messages.timestamps

@@ -1,0 +1,73 @@
+"""A batch of an import in memory: looked up, then stored, as PostgreSQL does it.
+
+Sessions that do not exist are taken in their own order, whatever that of the stream. One that
+another unit stores meanwhile, or a circle of waits, undoes the batch, and it is looked up anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from ...domain.errors import DuplicateSession, TransactionAborted
+from ...domain.imported import ImportedConversation
+from ...domain.repository import OnDuplicate
+from ...service_layer.unit_of_work import MAX_SENDS
+from .database import Layer, Session, View
+
+
+async def take_sessions(
+    view: View, batch: Sequence[ImportedConversation], on_duplicate: OnDuplicate
+) -> tuple[datetime, list[ImportedConversation]]:
+    """Hold the sessions of a batch that do not exist; return their records, and the time.
+
+    Errors: DuplicateSession.
+    """
+    for _ in range(MAX_SENDS):
+        now = view.database.clock()
+        new = _look_up(view, batch)
+        if on_duplicate == "error" and len(new) < len(batch):
+            left = iter(new)
+            duplicate = next(imported for imported in batch if imported is not next(left, None))
+            raise DuplicateSession(user_id=duplicate.user_id, session_id=duplicate.session_id)
+        if await _are_held(view, sorted(map(_session, new))):
+            return now, new
+    reason = "other transactions stored the same sessions, or waited for each other, meanwhile"
+    raise TransactionAborted(reason=reason)
+
+
+def _look_up(view: View, batch: Sequence[ImportedConversation]) -> list[ImportedConversation]:
+    """Return the first record of each session that does not exist."""
+    new: list[ImportedConversation] = []
+    seen: set[Session] = set()
+    for imported in batch:
+        session = _session(imported)
+        if session not in seen and view.find_session(session) is None:
+            seen.add(session)
+            new.append(imported)
+    return new
+
+
+async def _are_held(view: View, sessions: Sequence[Session]) -> bool:
+    """Hold sessions, all or none; return False where others were faster."""
+    attempt = Layer()
+    view.layers.append(attempt)
+    is_held = False
+    try:
+        for session in sessions:
+            if await view.lock_session(session) is not None:
+                return False
+        is_held = True
+    except TransactionAborted:
+        return False
+    finally:
+        view.layers.pop()
+        if is_held:
+            view.layers[-1].absorb(attempt)
+        else:
+            view.release(attempt)
+    return True
+
+
+def _session(imported: ImportedConversation) -> Session:
+    return imported.user_id, imported.session_id
