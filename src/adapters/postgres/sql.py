@@ -304,8 +304,13 @@ WHERE CASE WHEN done.id IS NOT NULL THEN true ELSE (SELECT {{refuse}}(
 
 REMOVE: Final[LiteralString] = f"DELETE FROM {{conversations}} WHERE {IS_ADDRESSED}"
 
+# Locked in the order of ids: two that erase the same user do not wait for each other in a circle.
 ERASE_USER: Final[LiteralString] = """
-WITH gone AS (DELETE FROM {conversations} WHERE user_id = %(owner)s RETURNING message_count)
+WITH seen AS MATERIALIZED (
+    SELECT id FROM {conversations} WHERE user_id = %(owner)s ORDER BY id FOR UPDATE
+), gone AS (
+    DELETE FROM {conversations} AS c USING seen WHERE c.id = seen.id RETURNING c.message_count
+)
 SELECT count(*), coalesce(sum(message_count), 0)::bigint FROM gone
 """
 
