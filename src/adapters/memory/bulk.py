@@ -63,7 +63,7 @@ async def _are_held(view: View, sessions: Sequence[Session]) -> bool:
     finally:
         view.layers.pop()
         if is_held:
-            view.layers[-1].absorb(attempt)
+            view.layers[-1].locks += attempt.locks
         else:
             view.release(attempt)
     return True

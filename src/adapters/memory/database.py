@@ -98,12 +98,14 @@ class Layer:
     conversations: dict[int, Stored | None] = field(factory=dict[int, Stored | None])
     sessions: dict[Session, int | None] = field(factory=dict[Session, int | None])
     locks: list[Hashable] = field(factory=list[Hashable])
+    inherited: list[Hashable] = field(factory=list[Hashable])
+    """Locks of blocks inside it that are closed."""
 
     def absorb(self, other: Layer) -> None:
         """Take over the changes and locks of the layer above."""
         self.conversations.update(other.conversations)
         self.sessions.update(other.sessions)
-        self.locks.extend(other.locks)
+        self.inherited += other.locks + other.inherited
 
 
 class Database:
@@ -155,7 +157,7 @@ class View:
     def __init__(self, database: Database) -> None:
         self.database = database
         self.layers: list[Layer] = []
-        self._holder = Holder()
+        self._holder = Holder(self._has_changed)
 
     def find(self, conversation_id: int) -> Stored | None:
         """Return the conversation as the unit sees it now."""
@@ -197,9 +199,14 @@ class View:
             if stored is not None and user_id in (None, stored.conversation.user_id):
                 yield stored
 
-    async def lock(self, conversation_id: int) -> Stored | None:
-        """Wait for a conversation, hold it to the end of the block, return its newest version."""
-        await self._acquire(("conversation", conversation_id))
+    async def lock(self, conversation_id: int, *, for_request: bool = False) -> Stored | None:
+        """Wait for a conversation, hold it to the end of the block, return its newest version.
+
+        For a request it is held as by an inner block that is closed: it has a savepoint of its own.
+        """
+        key, layer = ("conversation", conversation_id), self.layers[-1]
+        if await self.database.locks.acquire(key, self._holder):
+            (layer.inherited if for_request else layer.locks).append(key)
         return self.find(conversation_id)
 
     async def lock_session(self, session: Session) -> Stored | None:
@@ -219,15 +226,16 @@ class View:
             if is_new:
                 locks.release(key)
             row = ("conversation", found.conversation.id)
-            if await locks.acquire(row, self._holder):
-                locks.release(row)
+            owner = locks.owner(row)
+            if owner is not None and owner.has_changed(found.conversation.id):
+                if await locks.acquire(row, self._holder):
+                    locks.release(row)
             found = self.find_session(session)
             if found is not None:
                 return found
 
-    async def _acquire(self, key: Hashable) -> None:
-        if await self.database.locks.acquire(key, self._holder):
-            self.layers[-1].locks.append(key)
+    def _has_changed(self, conversation_id: int) -> bool:
+        return any(conversation_id in layer.conversations for layer in self.layers)
 
     def put(self, stored: Stored) -> None:
         """Change a conversation, or add one; its lock is held."""
@@ -246,7 +254,13 @@ class View:
         self.layers[-1].sessions[(conversation.user_id, conversation.session_id)] = None
 
     def release(self, layer: Layer) -> None:
-        """Let go of the locks of a layer."""
+        """Let go of the locks of a layer, and end the unit if it was the last."""
+        locks = self.database.locks
         for key in layer.locks:
-            self.database.locks.release(key)
+            locks.release(key)
+        for key in layer.inherited:
+            (locks.abandon if self.layers else locks.release)(key)
         layer.locks.clear()
+        layer.inherited.clear()
+        if not self.layers:
+            locks.end(self._holder)

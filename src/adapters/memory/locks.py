@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 from attrs import define, field
 
@@ -18,7 +18,14 @@ from ...domain.errors import StoreTimeout, TransactionAborted
 class Holder:
     """Who holds locks: one unit of work."""
 
+    has_changed: Callable[[int], bool]
+    """Whether it has changed a conversation, and not only locked it."""
     waits_for: Lock | None = None
+    end: Lock = field(init=False)
+    """Not a lock on anything: those who wait for it wait until the unit ends."""
+
+    def __attrs_post_init__(self) -> None:
+        self.end = Lock(self)
 
 
 @define(eq=False)
@@ -26,9 +33,10 @@ class Lock:
     """One lock: who holds it, and who waits."""
 
     owner: Holder
-    waiters: deque[tuple[Holder, asyncio.Future[None]]] = field(
-        factory=deque[tuple[Holder, asyncio.Future[None]]]
+    waiters: deque[tuple[Holder, asyncio.Future[bool]]] = field(
+        factory=deque[tuple[Holder, asyncio.Future[bool]]]
     )
+    """Each is told whether it holds the lock now, or is to try again."""
 
 
 class Locks:
@@ -43,24 +51,32 @@ class Locks:
 
         Raises TransactionAborted for a deadlock, StoreTimeout after the lock timeout.
         """
-        lock = self._locks.get(key)
-        if lock is None:
-            self._locks[key] = Lock(holder)
-            return True
-        if lock.owner is holder:
-            return False
-        if _closes_a_circle(lock, holder):
-            raise TransactionAborted(
-                reason="the transaction was the victim of a deadlock", sqlstate="40P01"
-            )
-        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        while True:
+            lock = self._locks.get(key)
+            if lock is None:
+                self._locks[key] = Lock(holder)
+                return True
+            if lock.owner is holder:
+                return False
+            if _closes_a_circle(lock, holder):
+                raise TransactionAborted(
+                    reason="the transaction was the victim of a deadlock", sqlstate="40P01"
+                )
+            if await self._wait(key, lock, holder):
+                return True
+
+    async def _wait(self, key: Hashable, lock: Lock, holder: Holder) -> bool:
+        granted: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         lock.waiters.append((holder, granted))
         holder.waits_for = lock
         try:
             async with asyncio.timeout(self._timeout):
-                await granted
+                return await granted
         except BaseException as error:
-            self._give_up(key, lock, holder, granted)
+            if lock.owner is holder:  # granted and interrupted at the same moment
+                self.release(key)
+            elif holder.waits_for is not None and (holder, granted) in holder.waits_for.waiters:
+                holder.waits_for.waiters.remove((holder, granted))
             if isinstance(error, TimeoutError):
                 raise StoreTimeout(
                     reason="a lock was not free in time (lock_timeout)", sqlstate="55P03"
@@ -68,7 +84,11 @@ class Locks:
             raise
         finally:
             holder.waits_for = None
-        return True
+
+    def owner(self, key: Hashable) -> Holder | None:
+        """Return who holds a lock."""
+        lock = self._locks.get(key)
+        return None if lock is None else lock.owner
 
     def release(self, key: Hashable) -> None:
         """Pass a lock on to the next who waits for it."""
@@ -77,17 +97,29 @@ class Locks:
             holder, granted = lock.waiters.popleft()
             if not granted.done():
                 lock.owner, holder.waits_for = holder, None
-                granted.set_result(None)
+                granted.set_result(True)
                 return
         del self._locks[key]
 
-    def _give_up(
-        self, key: Hashable, lock: Lock, holder: Holder, granted: asyncio.Future[None]
-    ) -> None:
-        if lock.owner is holder:  # granted and interrupted at the same moment
-            self.release(key)
-        elif (holder, granted) in lock.waiters:  # else it was passed over as given up
-            lock.waiters.remove((holder, granted))
+    def abandon(self, key: Hashable) -> None:
+        """Let go of a lock; who waits for it already goes on waiting until its unit ends.
+
+        As for a row whose savepoint was released before the one around it was rolled back: whoever
+        came earlier waits for the transaction.
+        """
+        lock = self._locks.pop(key)
+        for holder, granted in lock.waiters:
+            if not granted.done():
+                holder.waits_for = lock.owner.end
+                lock.owner.end.waiters.append((holder, granted))
+
+    def end(self, holder: Holder) -> None:
+        """Let those who wait for the end of a unit try again."""
+        while holder.end.waiters:
+            waiter, granted = holder.end.waiters.popleft()
+            if not granted.done():
+                waiter.waits_for = None
+                granted.set_result(False)
 
 
 def _closes_a_circle(lock: Lock, holder: Holder) -> bool:

@@ -68,7 +68,7 @@ class InMemoryMessageRepository(MessageRepository):
             if isinstance(refusal, ConversationStoreError):
                 raise refusal
             if not is_locked:
-                stored = await self._view.lock(turn.conversation_id)
+                stored = await self._view.lock(turn.conversation_id, for_request=True)
         if stored is None:
             raise ConversationNotFound(conversation_id=turn.conversation_id)
         stored.requests[request_id] = (turn.digest, stored.conversation.message_count + 1, ids[0])
