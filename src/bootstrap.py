@@ -28,7 +28,9 @@ class _Adapter(Protocol):
 
     async def open(self) -> None: ...
     async def close(self) -> None: ...
-    def unit_of_work(self, user_id: str | None, connection: Any) -> AsyncUnitOfWork: ...
+    def unit_of_work(
+        self, user_id: str | None, connection: Any, timeout: float | None
+    ) -> AsyncUnitOfWork: ...
     async def migrate(self, id_block: int, connection: Any) -> list[str]: ...
     async def ping(self) -> None: ...
 
@@ -149,7 +151,11 @@ class ConversationStore:
         await self._adapter.close()
 
     def unit_of_work(
-        self, *, user_id: str | None = None, connection: AsyncConnection[Any] | None = None
+        self,
+        *,
+        user_id: str | None = None,
+        connection: AsyncConnection[Any] | None = None,
+        timeout: float | None = None,
     ) -> AsyncUnitOfWork:
         """Return a new unit of work; it sends nothing until it is used.
 
@@ -158,8 +164,14 @@ class ConversationStore:
             connection: do it on this connection of the host's. Inside a transaction of the
                 host's the unit is a savepoint of that, and the host commits; on an idle
                 connection it is a transaction of its own.
+            timeout: seconds, counted from entering it, in which all that it waits for ends: the
+                pool, the server, locks, tries. Then StoreTimeout, and nothing is stored; or
+                CommitOutcomeUnknown where that cannot be known. It is the server's
+                statement_timeout in the unit's transaction as well. None: no limit but others'.
+
+        Raises: InvalidConversation for a user_id, InvalidLimit for a timeout that cannot be.
         """
-        return self._adapter.unit_of_work(user_id, connection)
+        return self._adapter.unit_of_work(user_id, connection, timeout)
 
     async def run(
         self, work: Callable[[AsyncUnitOfWork], Awaitable[T]], *, user_id: str | None = None

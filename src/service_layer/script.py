@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine, Generator
 from enum import Enum
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -129,3 +130,8 @@ def interrupted(error: BaseException) -> TransactionAborted:
     aborted = TransactionAborted(reason=reason)
     aborted.__cause__ = error
     return aborted
+
+
+def was_interrupted(error: BaseException | None) -> bool:
+    """Whether this is the error of a block whose flush was interrupted by a cancellation."""
+    return error is not None and isinstance(error.__cause__, asyncio.CancelledError)

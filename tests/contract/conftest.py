@@ -23,9 +23,13 @@ class LentStore:
         self._store = store
         self.connection = connection
 
-    def unit_of_work(self, *, user_id: str | None = None) -> AsyncUnitOfWork:
+    def unit_of_work(
+        self, *, user_id: str | None = None, timeout: float | None = None
+    ) -> AsyncUnitOfWork:
         """Return a unit of work on the host's connection."""
-        return self._store.unit_of_work(user_id=user_id, connection=self.connection)
+        return self._store.unit_of_work(
+            user_id=user_id, connection=self.connection, timeout=timeout
+        )
 
 
 @asynccontextmanager

@@ -30,12 +30,15 @@ class InMemoryStore:
         """Nothing is to be closed; what is stored goes with the object."""
 
     def unit_of_work(
-        self, user_id: str | None = None, connection: object = None
+        self,
+        user_id: str | None = None,
+        connection: object = None,
+        timeout: float | None = None,
     ) -> InMemoryUnitOfWork:
         """Return a unit of work."""
         if connection is not None:
             raise UnitOfWorkMisuse(reason="a store in memory uses no connection")
-        return InMemoryUnitOfWork(self._database, user_id, self.retry)
+        return InMemoryUnitOfWork(self._database, user_id, self.retry, timeout)
 
     async def migrate(self, id_block: int, connection: object = None) -> list[str]:  # noqa: ARG002
         """Nothing is to be migrated."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from ...domain.errors import ConversationStoreError, UnitOfWorkMisuse
+from ...service_layer.limited import LimitedUnitOfWork
 from ...service_layer.outcome import Outcome
 from ...service_layer.retry import Retry
 from ...service_layer.script import (
@@ -16,20 +17,23 @@ from ...service_layer.script import (
     Step,
     StepFailedError,
 )
-from ...service_layer.unit_of_work import AsyncUnitOfWork
 from .change import Change
 from .conversations import InMemoryConversationRepository
 from .database import Database, Layer, View
 from .messages import InMemoryMessageRepository
 
 
-class InMemoryUnitOfWork(AsyncUnitOfWork):
+class InMemoryUnitOfWork(LimitedUnitOfWork):
     """A unit of work in memory, with the contract of the one on PostgreSQL."""
 
     def __init__(
-        self, database: Database, user_id: str | None = None, retry: Retry | None = None
+        self,
+        database: Database,
+        user_id: str | None = None,
+        retry: Retry | None = None,
+        timeout: float | None = None,
     ) -> None:
-        super().__init__(user_id, retry)
+        super().__init__(user_id, retry, timeout)
         self._view = View(database)
 
     @property

@@ -40,12 +40,16 @@ def is_lost(error: psycopg.Error, connection: Connection) -> bool:
     return is_cut_off and isinstance(translate(error), StoreUnavailable)
 
 
-def outcome_unknown(error: psycopg.Error, sent: Sequence[Statement[Any]]) -> CommitOutcomeUnknown:
+def outcome_unknown(
+    cause: psycopg.Error | str, sent: Sequence[Statement[Any]]
+) -> CommitOutcomeUnknown:
     """Return the error of a unit that was lost, with what its host needs to ask about it later."""
     existing = [s.conversation_id for s in sent if s.conversation_id is not None]
     return CommitOutcomeUnknown(
-        reason="the connection was lost while the unit of work was committed",
-        sqlstate=error.sqlstate,
+        reason=cause
+        if isinstance(cause, str)
+        else "the connection was lost while the unit of work was committed",
+        sqlstate=None if isinstance(cause, str) else cause.sqlstate,
         conversation_ids=(*existing, *(i for s in sent for i in s.ids[: s.new_conversations])),
         message_ids=tuple(i for s in sent for i in s.ids[s.new_conversations :]),
         request_ids=tuple(s.request_id for s in sent if s.request_id is not None),

@@ -212,8 +212,10 @@ class PsycopgConversationRepository(ConversationRepository):
 
     async def _export(self, user_id: str | None) -> RecordStream:
         if user_id is None:
-            return RecordStream(await self._unit.stream(self._texts.export, {}))
-        return RecordStream(await self._unit.stream(self._texts.export_of_user, {"owner": user_id}))
+            rows = await self._unit.stream(self._texts.export, {})
+        else:
+            rows = await self._unit.stream(self._texts.export_of_user, {"owner": user_id})
+        return RecordStream(rows, self._unit.still_open())
 
     def _addressed(
         self, conversation_id: int, expected_version: int | None = None

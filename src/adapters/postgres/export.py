@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from datetime import datetime
 from typing import Final
 
@@ -22,6 +23,8 @@ class RecordStream:
     """The records of rows that come a chunk at a time, each given when it is whole."""
 
     _rows: RowStream
+    _check: Callable[[], None]
+    """Raises where the stream may not be read any more."""
     _whole: deque[ConversationRecord] = field(factory=deque[ConversationRecord])
     _id: int | None = None
     """Of the conversation that the last row belongs to."""
@@ -32,6 +35,7 @@ class RecordStream:
         return self
 
     async def __anext__(self) -> ConversationRecord:
+        self._check()
         while not self._whole:
             rows = await self._rows.next_chunk()
             for row in rows:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Coroutine
 from functools import partial
+from typing import Any, TypeVar
 
 import psycopg
 
@@ -12,24 +14,30 @@ from ...domain.errors import (
     StoreUnavailable,
     TransactionAborted,
 )
+from ...service_layer.limited import LimitedUnitOfWork
 from ...service_layer.retry import Retry, try_again
-from ...service_layer.script import Step
-from ...service_layer.unit_of_work import AsyncUnitOfWork
 from .connections import Connection, Connections, LentConnection, check_usable
 from .errors import caused
 from .rows import Row
-from .statement import Parameters, fetch_rows
-from .stream import RowStream, StreamAlone, StreamInside
-from .waiting import interruptible
+from .server_limit import limiting, restoring
+from .statement import BEGIN, COMMIT, Command, Parameters, fetch_rows, fetch_together
+from .stream import LimitedStream, RowStream, StreamAlone, StreamInside
+from .waiting import interruptibly
+
+T = TypeVar("T")
 
 
-class ReadingUnitOfWork(AsyncUnitOfWork):
+class ReadingUnitOfWork(LimitedUnitOfWork):
     """The reading half of a unit of work: in its open transaction, or each read by itself."""
 
     def __init__(
-        self, connections: Connections, user_id: str | None = None, retry: Retry | None = None
+        self,
+        connections: Connections,
+        user_id: str | None = None,
+        retry: Retry | None = None,
+        timeout: float | None = None,
     ) -> None:
-        super().__init__(user_id, retry)
+        super().__init__(user_id, retry, timeout)
         self._connections = connections
         self._connection: Connection | None = None
         """Held while a transaction of the unit is open."""
@@ -39,23 +47,19 @@ class ReadingUnitOfWork(AsyncUnitOfWork):
         """Return what an error means to the store; see AsyncUnitOfWork.meaning."""
         return caused(error) if isinstance(error, psycopg.Error) else super().meaning(error)
 
-    # Everything that a unit may wait for is waited for in one of these.
-    __aexit__ = interruptible(AsyncUnitOfWork.__aexit__)
-    rollback = interruptible(AsyncUnitOfWork.rollback)
-    perform = interruptible(AsyncUnitOfWork.perform)
+    def _wait(self, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
+        return interruptibly(work)
 
-    @interruptible
-    async def _send(self, steps: list[Step]) -> None:
-        await super()._send(steps)
-
-    @interruptible
     async def fetch(self, text: bytes, parameters: Parameters) -> list[Row]:
         """Read rows: in the open transaction if there is one, else in autocommit."""
+        return await self._in_time(self._fetch(text, parameters))
+
+    async def _fetch(self, text: bytes, parameters: Parameters) -> list[Row]:
         held = self._connection
         if held is not None:
             try:
                 check_usable(held)
-                return await fetch_rows(held, text, parameters)
+                return await self._fetch_inside(held, text, parameters)
             except BaseException as error:
                 await self._fail_reading(error)
                 raise
@@ -67,19 +71,35 @@ class ReadingUnitOfWork(AsyncUnitOfWork):
             read_again = partial(self._fetch_alone, text, parameters)
             return await try_again(self._retry, error, read_again)
 
+    async def _fetch_inside(
+        self, held: Connection, text: bytes, parameters: Parameters
+    ) -> list[Row]:
+        if self._limit is None or any(block.opened for block in self._blocks):
+            return await fetch_rows(held, text, parameters)
+        # In the host's transaction, where the unit itself has sent nothing yet.
+        before, after = limiting(self._limit, for_a_while=True), restoring(self._limit)
+        return await fetch_together(held, before, Command(text, parameters), after)
+
     async def _fetch_alone(self, text: bytes, parameters: Parameters) -> list[Row]:
         connection = await self._connections.borrow()
         try:
-            return await fetch_rows(connection, text, parameters)
+            if self._limit is None:
+                return await fetch_rows(connection, text, parameters)
+            before = [BEGIN, *limiting(self._limit)]
+            return await fetch_together(connection, before, Command(text, parameters), [COMMIT])
         finally:
             await self._connections.give_back(connection)
 
-    @interruptible
     async def stream(self, text: bytes, parameters: Parameters) -> RowStream:
         """Begin to read rows: in the open transaction if there is one, else in one of its own."""
+        stream = await self._in_time(self._stream(text, parameters))
+        return stream if self._limit is None else LimitedStream(stream, self._limit)
+
+    async def _stream(self, text: bytes, parameters: Parameters) -> RowStream:
         held, check = self._connection, self.still_open()
         if held is None:
-            return await StreamAlone.open(self._connections, text, parameters)
+            before = [BEGIN, *limiting(self._limit)]
+            return await StreamAlone.open(self._connections, before, text, parameters)
         return await StreamInside.open(held, check, self._fail_reading, text, parameters)
 
     async def _fail_reading(self, error: BaseException) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 from typing import Any, Final
 
+from ...service_layer.limited import TimeLimit
 from ...service_layer.script import Block, CloseBlock, OpenBlock, RegisteredWrite, Step
+from .server_limit import limiting, restoring
 from .statement import Command, Statement
 
 _numbers: Final = itertools.count(1)
@@ -20,8 +22,9 @@ _RELEASE_TRIAL: Final = Command(b"RELEASE " + TRIAL)
 class Savepoints:
     """The savepoints of a unit, and what was carried out between them, in one transaction."""
 
-    def __init__(self, *, in_host_transaction: bool) -> None:
+    def __init__(self, *, in_host_transaction: bool, limit: TimeLimit | None) -> None:
         self._in_host_transaction = in_host_transaction
+        self._limit = limit
         # Of several units in one transaction of the host's each has names of its own.
         self._prefix = b"conversation_store"
         if in_host_transaction:
@@ -46,10 +49,17 @@ class Savepoints:
             block.opened = True
             # A number of its own: of two blocks side by side neither must meet the other's.
             self._numbers[block] = len(self._numbers)
-        if block.parent is None and not self._in_host_transaction:
+        is_outermost = block.parent is None
+        if isinstance(step, OpenBlock):
+            limit = self._limit if is_outermost else None
+            if is_outermost and not self._in_host_transaction:
+                return limiting(limit)
+            save = Command(b"SAVEPOINT " + self.name(block))
+            return [save, *limiting(limit, for_a_while=True)]
+        if is_outermost and not self._in_host_transaction:
             return []  # the transaction itself
-        verb = b"SAVEPOINT " if isinstance(step, OpenBlock) else b"RELEASE "
-        return [Command(verb + self.name(block))]
+        release = Command(b"RELEASE " + self.name(block))
+        return [*restoring(self._limit if is_outermost else None), release]
 
     def note(self, step: Step) -> None:
         """Note that a step was carried out."""

@@ -86,6 +86,8 @@ class Command:
     text: bytes
     parameters: Parameters | None = None
     is_short: bool = False
+    prepare: bool | None = None
+    """Whether psycopg may have it prepared; None: as often as it is used."""
 
     @classmethod
     def of(cls, statement: Statement[Any]) -> Command:
@@ -97,10 +99,17 @@ BEGIN: Final = Command(b"BEGIN ISOLATION LEVEL READ COMMITTED")
 COMMIT: Final = Command(b"COMMIT")
 
 
-def script_of(statements: Sequence[Statement[Any]]) -> list[Command]:
-    """Return the commands that store statements together: one alone, or a whole transaction."""
+def script_of(
+    statements: Sequence[Statement[Any]], before: Sequence[Command] = ()
+) -> list[Command]:
+    """Return the commands that store statements together: one alone, or a whole transaction.
+
+    What is to be sent before them makes a transaction necessary.
+    """
     commands = [Command.of(statement) for statement in statements]
-    return commands if len(commands) == 1 else [BEGIN, *commands, COMMIT]
+    if len(commands) == 1 and not before:
+        return commands
+    return [BEGIN, *before, *commands, COMMIT]
 
 
 SHORT: Final = 32_768
@@ -126,7 +135,7 @@ def new_cursor(connection: Connection) -> Cursor:
 
 async def execute(cursor: Cursor, command: Command) -> None:
     """Send one command: one round trip, or none yet inside a pipeline."""
-    await cursor.execute(command.text, command.parameters, binary=True)
+    await cursor.execute(command.text, command.parameters, binary=True, prepare=command.prepare)
 
 
 async def execute_alone(connection: Connection, cursors: list[Cursor], command: Command) -> None:
@@ -232,6 +241,18 @@ async def rows_of(cursor: Cursor) -> list[Row]:
     if result is None or result.status != ExecStatus.TUPLES_OK:
         return []
     return await cursor.fetchall()
+
+
+async def fetch_together(
+    connection: Connection, before: Sequence[Command], read: Command, after: Sequence[Command]
+) -> list[Row]:
+    """Read rows, with commands around it, in one round trip. Errors: the domain's."""
+    cursors: list[Cursor] = []
+    try:
+        await execute_together(connection, cursors, [*before, read, *after])
+    except CommandFailedError as failure:
+        raise translate(failure.error) from failure.error
+    return await rows_of(cursors[len(before)])
 
 
 async def fetch_rows(connection: Connection, text: bytes, parameters: Parameters) -> list[Row]:

@@ -76,12 +76,17 @@ class PostgresStore:
             await self._pool.close()
 
     def unit_of_work(
-        self, user_id: str | None = None, connection: Connection | None = None
+        self,
+        user_id: str | None = None,
+        connection: Connection | None = None,
+        timeout: float | None = None,
     ) -> PsycopgUnitOfWork:
         """Return a unit of work, over the pool or over one connection of the host's."""
         if connection is not None:
             lent = LentConnection(connection)
-            return PsycopgUnitOfWork(lent, self._texts, self._ids, user_id, retry=self.retry)
+            return PsycopgUnitOfWork(
+                lent, self._texts, self._ids, user_id, retry=self.retry, timeout=timeout
+            )
         return PsycopgUnitOfWork(
             self._connections,
             self._texts,
@@ -89,6 +94,7 @@ class PostgresStore:
             user_id,
             group_commit=self._group_commit,
             retry=self.retry,
+            timeout=timeout,
         )
 
     @interruptible

@@ -8,18 +8,18 @@ closed by the event loop.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol
 
 import psycopg
 from attrs import define, field
 from psycopg.pq import TransactionStatus
 
+from ...service_layer.limited import TimeLimit
 from .connections import Connection, Connections, check_usable
 from .errors import translate
 from .rows import Row
 from .statement import (
-    BEGIN,
     COMMIT,
     Command,
     CommandFailedError,
@@ -93,12 +93,16 @@ class StreamAlone:
 
     @classmethod
     async def open(
-        cls, connections: Connections, text: bytes, parameters: Parameters
+        cls,
+        connections: Connections,
+        before: Sequence[Command],
+        text: bytes,
+        parameters: Parameters,
     ) -> StreamAlone:
-        """Borrow a connection and begin to read."""
+        """Borrow a connection and begin to read, in a transaction that is begun by `before`."""
         stream = cls(connections, _ServerCursor(await connections.borrow()))
         try:
-            await stream.cursor.open(text, parameters, BEGIN)
+            await stream.cursor.open(text, parameters, *before)
         except BaseException:
             await stream.close()
             raise
@@ -169,3 +173,20 @@ class StreamInside:
 
     async def close(self) -> None:
         """Leave the cursor to the transaction: it may be another task that closes the stream."""
+
+
+@define(eq=False)
+class LimitedStream:
+    """A stream of a unit of work that has a timeout."""
+
+    stream: RowStream
+    limit: TimeLimit
+
+    async def next_chunk(self) -> list[Row]:
+        """Read the next rows, as long as there is time. Errors: StoreTimeout."""
+        self.limit.check()
+        return await self.limit.keep(self.stream.next_chunk())
+
+    async def close(self) -> None:
+        """Give back what the stream holds."""
+        await self.stream.close()

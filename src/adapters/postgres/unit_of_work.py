@@ -57,6 +57,7 @@ from .inquiry import Inquiry
 from .messages import PsycopgMessageRepository
 from .reading import ReadingUnitOfWork
 from .savepoints import TRIAL, Savepoints, has_trial, loser, statement_of
+from .server_limit import limiting
 from .statement import (
     Command,
     CommandFailedError,
@@ -82,13 +83,16 @@ class PsycopgUnitOfWork(ReadingUnitOfWork):
         *,
         group_commit: GroupCommit | None = None,
         retry: Retry | None = None,
+        timeout: float | None = None,
     ) -> None:
-        super().__init__(connections, user_id, retry)
+        super().__init__(connections, user_id, retry, timeout)
         self._group_commit = group_commit
         self._texts = texts
         self._ids = ids
         self._transaction: AbstractAsyncContextManager[AsyncTransaction] | None = None
         """Ours, unless the unit is inside the host's."""
+        self._sent: Sequence[Statement[Any]] = ()
+        """What was sent and not undone, where the unit may end in doubt."""
         self._savepoints: Savepoints
         """Of the open transaction, or of the last one."""
         self._has_foreign_sql: bool
@@ -123,12 +127,13 @@ class PsycopgUnitOfWork(ReadingUnitOfWork):
     # What AsyncUnitOfWork asks of an adapter ------------------------------------------------------
 
     def _prepare(self) -> None:
+        super()._prepare()
         self._connection = None  # of a unit that did nothing in a transaction of the host's
         if isinstance(self._connections, LentConnection):
             self._in_host_transaction = self._connections.check()
             if self._in_host_transaction:
                 self._connection = self._connections.connection
-                self._savepoints = Savepoints(in_host_transaction=True)
+                self._savepoints = Savepoints(in_host_transaction=True, limit=self._limit)
 
     async def _find_out(self, lost: CommitOutcomeUnknown, steps: list[Step] | None) -> None:
         writes = [step for step in steps or () if isinstance(step, RegisteredWrite)]
@@ -148,6 +153,9 @@ class PsycopgUnitOfWork(ReadingUnitOfWork):
         if error is not None:
             raise error
 
+    def _in_question(self, reason: str) -> CommitOutcomeUnknown:
+        return outcome_unknown(reason, self._sent)
+
     async def _draw_ids(self, count: int) -> Sequence[int]:
         if self._ids.has(count):
             return self._ids.pop(count)
@@ -162,7 +170,8 @@ class PsycopgUnitOfWork(ReadingUnitOfWork):
             return
         writes = [step for step in steps if isinstance(step, RegisteredWrite)]
         group = self._group_commit
-        if group is None or len(writes) > 1 or not statement_of(writes[0]).read_placed:
+        goes_alone = len(writes) > 1 or not statement_of(writes[0]).read_placed
+        if group is None or goes_alone or self._limit is not None:
             await self._send_alone(writes)
         else:
             await self._send_with_others(group, writes[0])
@@ -186,11 +195,12 @@ class PsycopgUnitOfWork(ReadingUnitOfWork):
             group.leave(seat)
 
     async def _send_alone(self, writes: list[RegisteredWrite[Any]]) -> None:
-        statements = [statement_of(step) for step in writes]
-        commands = script_of(statements)
+        statements = self._sent = [statement_of(step) for step in writes]
         connection = await self._connections.borrow()
+        commands: list[Command] = []
         cursors: list[Cursor] = []
         try:
+            commands += script_of(statements, limiting(self._limit))
             await execute_together(connection, cursors, commands)
             self._outcome = Outcome.COMMITTED
         except CommandFailedError as failure:
@@ -201,7 +211,8 @@ class PsycopgUnitOfWork(ReadingUnitOfWork):
         finally:
             try:
                 if self._outcome is Outcome.COMMITTED:
-                    for step, cursor in zip(writes, cursors[len(commands) > 1 :], strict=False):
+                    first = len(commands) - len(writes) - 1 if len(commands) > 1 else 0
+                    for step, cursor in zip(writes, cursors[first:], strict=False):
                         step.carried_out(await statement_of(step).result_of(cursor))
             finally:
                 await self._connections.give_back(connection)
@@ -314,7 +325,8 @@ class PsycopgUnitOfWork(ReadingUnitOfWork):
             await self._connections.give_back(connection)
             raise
         self._connection, self._transaction = connection, transaction
-        self._savepoints = Savepoints(in_host_transaction=False)
+        self._savepoints = Savepoints(in_host_transaction=False, limit=self._limit)
+        self._sent = self._savepoints.sent
         self._has_foreign_sql = False
 
     async def _end(self, outcome: Outcome) -> None:
