@@ -193,6 +193,8 @@ class PooledConnections(Connections):
     def __init__(self, pool: Pool) -> None:
         super().__init__()
         self.pool = pool
+        self._waiting = 0
+        """How many ask for a connection now; the pool counts those who gave up, too."""
 
     def refuse(self, connection: Connection) -> None:
         """See to it that the connection is not given out again: the next may lead elsewhere."""
@@ -200,10 +202,13 @@ class PooledConnections(Connections):
 
     async def _take(self) -> Connection:
         while True:
+            self._waiting += 1
             try:
                 connection: Connection = await self.pool.getconn()
             except psycopg.OperationalError as error:
                 raise self._translated(error) from error
+            finally:
+                self._waiting -= 1
             if not was_closed(connection):
                 return connection
             # A restart of the server, or a pooler that cuts idle connections: nothing was sent on
@@ -214,10 +219,9 @@ class PooledConnections(Connections):
     def _translated(self, error: psycopg.OperationalError) -> ConversationStoreError:
         translated = translate(error)
         if isinstance(translated, StoreTimeout):
-            waiting = self.pool.get_stats().get("requests_waiting", 0)
             translated.reason = (
                 f"no connection was free within {self.pool.timeout:g} s "
-                f"(pool of {self.pool.max_size}, {waiting} more waiting)"
+                f"(pool of {self.pool.max_size}, {self._waiting - 1} more waiting)"
             )
         return translated
 
