@@ -26,9 +26,13 @@ from wire_proxy import WireProxy
 import conversation_store
 from conversation_store import (
     AsyncUnitOfWork,
+    CommitOutcomeUnknown,
     ConversationRecord,
     ConversationStore,
     Outcome,
+    StoreTimeout,
+    TransactionAborted,
+    UnitOfWorkMisuse,
     append_messages,
     archive_conversation,
     close_conversation,
@@ -151,6 +155,24 @@ async def swallowed(world: World, call: Call, after: int) -> tuple[Outcome, Stat
     return uow.outcome, await world.state()
 
 
+async def limited(world: World, call: Call, after: int) -> tuple[Outcome, State]:
+    """Do the same with the unit's own timeout, whose error has to say what its outcome says."""
+    uow, loop = world.store.unit_of_work(timeout=DEADLINE), asyncio.get_running_loop()
+    world.proxy.swallow(after)
+    began = loop.time()
+    try:
+        await call(uow, world)
+    except StoreTimeout:
+        assert uow.outcome in (Outcome.NOT_STARTED, Outcome.ROLLED_BACK)
+    except CommitOutcomeUnknown:
+        assert uow.outcome is Outcome.UNKNOWN
+    except UnitOfWorkMisuse as misuse:  # it went on after an undo that could not be done
+        assert isinstance(misuse.__cause__, TransactionAborted)
+    assert loop.time() - began < DEADLINE + PROMISED
+    await world.settle()
+    return uow.outcome, await world.state()
+
+
 async def run(world: World, call: Call) -> tuple[int, State]:
     """Make a call undisturbed; return how many messages it took, and what is stored then."""
     await world.prepare()
@@ -169,16 +191,20 @@ def check(outcome: Outcome, found: State, world: World, whole: State) -> None:
 
 
 async def check_everywhere(
-    dsn: str, migrated: set[str], call: Call, points: Callable[[int], list[int]], **options: Any
+    dsn: str,
+    migrated: set[str],
+    call: Call,
+    points: Callable[[int], list[int]],
+    end: Callable[[World, Call, int], Awaitable[tuple[Outcome, State]]] = swallowed,
 ) -> list[Outcome]:
     """Let the network go black at several points of a call, a world each; return the outcomes."""
-    async with world(dsn, migrated, "measured", **options) as measured:
+    async with world(dsn, migrated, "measured") as measured:
         messages, whole = await run(measured, call)
         await measured.prepare()
 
     async def one(after: int) -> Outcome:
-        async with world(dsn, migrated, f"black-{after}", **options) as made:
-            outcome, found = await swallowed(made, call, after)
+        async with world(dsn, migrated, f"black-{after}") as made:
+            outcome, found = await end(made, call, after)
             check(outcome, found, made, whole)
             return outcome
 
@@ -348,6 +374,15 @@ async def test_a_unit_ends_in_time_at_each_of_its_messages(
         assert Outcome.UNKNOWN not in outcomes
     if name != "several writes":  # all of which leaves at once, with its COMMIT
         assert Outcome.ROLLED_BACK in outcomes
+
+
+@pytest.mark.parametrize("name", ["append", "interactive", "nested", "several writes", "import"])
+async def test_a_unit_with_a_timeout_ends_in_time_at_each_of_its_messages(
+    dsn: str, migrated: set[str], name: str
+) -> None:
+    """Its error, or its result, is the truth."""
+    call = UNITS.get(name, CASES["append_messages"])
+    await check_everywhere(dsn, migrated, call, lambda count: [*range(0, count, 2)], limited)
 
 
 @pytest.mark.parametrize("how", ["left by an exception", "rolled back", "refused"])

@@ -68,7 +68,7 @@ from .statement import (
     script_of,
 )
 from .texts import Texts
-from .waiting import in_time
+from .waiting import in_time, patience
 
 
 class PsycopgUnitOfWork(ReadingUnitOfWork):
@@ -294,7 +294,7 @@ class PsycopgUnitOfWork(ReadingUnitOfWork):
                 outcome = await self._undo_in_host_transaction(connection)
             elif is_usable(connection):
                 rollback = self._transaction.__aexit__(psycopg.Rollback, psycopg.Rollback(), None)
-                await in_time(rollback)
+                await in_time(rollback, self._patience())
             else:
                 cut(connection)
         except psycopg.Error:
@@ -366,9 +366,12 @@ class PsycopgUnitOfWork(ReadingUnitOfWork):
         if keep:
             commands.append(b"SAVEPOINT " + savepoint)
         try:
-            await in_time(new_cursor(connection).execute(b"; ".join(commands)))
+            await in_time(new_cursor(connection).execute(b"; ".join(commands)), self._patience())
         except psycopg.Error as error:
             raise translate(error) from error
+
+    def _patience(self) -> float:
+        return patience(None if self._limit is None else self._limit.left())
 
     async def _take_results(
         self, script: list[tuple[Step, Command]], cursors: list[Cursor]

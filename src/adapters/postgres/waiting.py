@@ -123,6 +123,11 @@ async def in_time(work: Coroutine[Any, Any, T], seconds: float | None = None) ->
         raise psycopg.OperationalError(reason) from error
 
 
+def patience(left: float | None) -> float:
+    """Return how many seconds a unit may clean up that has so many left; None: without limit."""
+    return CLEANING if left is None else min(CLEANING, max(GRACE, left))
+
+
 def is_cancelled() -> bool:
     """Whether the current task was cancelled and is on its way out."""
     task = asyncio.current_task()
