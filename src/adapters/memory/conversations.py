@@ -45,69 +45,76 @@ class InMemoryConversationRepository(ConversationRepository):
         self, new: NewConversation, request_id: str | None
     ) -> Change[tuple[Conversation, list[Message]]]:
         async def apply(ids: Sequence[int]) -> tuple[Conversation, list[Message]]:
-            session = (new.user_id, new.session_id)
             if request_id is not None:
-                stored = await self._start_request(new, request_id, ids)
+                stored = await self._add_once(new, ids, request_id)
                 return stored.shown(), stored.shown_messages(0, len(new.drafts))
+            session, now = (new.user_id, new.session_id), self._view.database.clock()
             if await self._view.lock_session(session) is not None:
                 raise DuplicateSession(user_id=new.user_id, session_id=new.session_id)
-            stored = await self._store_new(new, ids)
+            stored = await self._store_new(new, ids, now)
             return stored.shown(), stored.shown_messages()
 
         return Change(apply, ids_needed=1 + len(new.drafts))
 
-    async def _start_request(
-        self, new: NewConversation, request_id: str, ids: Sequence[int]
-    ) -> Stored:
-        """Judge what was found before the wait, and anew what is another one after it."""
-        session = (new.user_id, new.session_id)
-        found = self._view.find_session(session)
+    async def _add_once(self, new: NewConversation, ids: Sequence[int], request_id: str) -> Stored:
         while True:
-            prior = None if found is None else found.request(request_id)
-            if found is not None and prior is not None:
-                digest, position = prior
-                if digest != new.digest:
-                    raise _conflict(found, request_id, position)
-                return found
-            newest = await self._view.lock_session(session)
-            if newest is None:
-                return await self._store_new(new, ids, request_id)
-            if found is not None and found.conversation.id == newest.conversation.id:
+            stored, is_own = await self._find_or_start(new, ids, request_id)
+            if is_own:
+                return stored
+            prior = stored.request(request_id)
+            if prior is not None:
+                raise _conflict(stored, request_id, prior[1])
+            if await self._view.lock(stored.conversation.id) is not None:
                 raise DuplicateSession(user_id=new.user_id, session_id=new.session_id)
-            found = newest
 
     def _get_or_add(
         self, new: NewConversation, request_id: str | None
     ) -> Change[tuple[Conversation, bool]]:
         async def apply(ids: Sequence[int]) -> tuple[Conversation, bool]:
-            session = (new.user_id, new.session_id)
+            if request_id is not None:
+                return await self._get_or_add_once(new, ids, request_id)
+            session, now = (new.user_id, new.session_id), self._view.database.clock()
             found = self._view.find_session(session)
-            if found is None:
-                found = await self._view.lock_session(session)
-                if found is None:
-                    return (await self._store_new(new, ids, request_id)).shown(), True
-                if request_id is None:
-                    found = await self._view.lock(found.conversation.id) or found
-            prior = None if request_id is None else found.request(request_id)
-            if request_id is None or prior is None:
+            if found is not None:
                 return found.shown(), False
-            digest, position = prior
-            if not new.digest.startswith(digest):
-                raise _conflict(found, request_id, position)
-            return found.shown(), digest == new.digest
+            while (found := await self._view.lock_session(session)) is not None:
+                locked = await self._view.lock(found.conversation.id)
+                if locked is not None:
+                    self._view.put(locked)  # it is written to, for who else wants the session
+                    return locked.shown(), False
+            return (await self._store_new(new, ids, now)).shown(), True
 
         return Change(apply, ids_needed=1 + len(new.drafts))
 
-    async def _store_new(
-        self, new: NewConversation, ids: Sequence[int], request_id: str | None = None
-    ) -> Stored:
-        now = self._view.database.clock()
+    async def _get_or_add_once(
+        self, new: NewConversation, ids: Sequence[int], request_id: str
+    ) -> tuple[Conversation, bool]:
+        stored, is_own = await self._find_or_start(new, ids, request_id)
+        prior = stored.request(request_id)
+        if prior is not None and not new.digest.startswith(prior[0]):
+            raise _conflict(stored, request_id, prior[1])
+        return stored.shown(), is_own
+
+    async def _find_or_start(
+        self, new: NewConversation, ids: Sequence[int], request_id: str
+    ) -> tuple[Stored, bool]:
+        """Return the conversation of a session, and whether this request started it, if only now.
+
+        Who has to wait for it judges anew what is there then.
+        """
+        session = (new.user_id, new.session_id)
+        while (found := self._view.find_session(session)) is None:
+            now = self._view.database.clock()
+            if await self._view.lock_session(session, for_request=True) is None:
+                stored = await self._store_new(new, ids, now)
+                stored.requests[request_id] = (new.digest, 1, ids[1])
+                return stored, True
+        prior = found.request(request_id)
+        return found, prior is not None and prior[0] == new.digest
+
+    async def _store_new(self, new: NewConversation, ids: Sequence[int], now: datetime) -> Stored:
         conversation = new.stored(conversation_id=ids[0], start_time=now, last_activity=now)
-        times = [now] * len(new.drafts)
-        stored = await self._put_new(conversation, new.drafts, ids[1:], times)
-        if request_id is not None:
-            stored.requests[request_id] = (new.digest, 1, ids[1])
-        return stored
+        return await self._put_new(conversation, new.drafts, ids[1:], [now] * len(new.drafts))
 
     async def _put_new(
         self,

@@ -209,7 +209,7 @@ class View:
             (layer.inherited if for_request else layer.locks).append(key)
         return self.find(conversation_id)
 
-    async def lock_session(self, session: Session) -> Stored | None:
+    async def lock_session(self, session: Session, *, for_request: bool = False) -> Stored | None:
         """Wait for the right to start a session; return its conversation if there is one.
 
         As a unique index does: whoever finds a conversation waits for those who are changing it,
@@ -221,15 +221,16 @@ class View:
             found = self.find_session(session)
             if found is None:
                 if is_new:
-                    self.layers[-1].locks.append(key)
+                    layer = self.layers[-1]
+                    (layer.inherited if for_request else layer.locks).append(key)
                 return None
             if is_new:
                 locks.release(key)
             row = ("conversation", found.conversation.id)
             owner = locks.owner(row)
-            if owner is not None and owner.has_changed(found.conversation.id):
-                if await locks.acquire(row, self._holder):
-                    locks.release(row)
+            is_changed = owner is not None and owner.has_changed(found.conversation.id)
+            if is_changed and await locks.acquire(row, self._holder):
+                locks.release(row)
             found = self.find_session(session)
             if found is not None:
                 return found
