@@ -16,6 +16,7 @@ from conversation_store import (
     ConversationNotAcceptingMessages,
     ConversationNotFound,
     ConversationStore,
+    ConversationStoreError,
     DuplicateSession,
     NewConversation,
     Outcome,
@@ -458,6 +459,15 @@ def getting_or_starting(number: int = 1, request_id: str = "r") -> Act:
     return act
 
 
+async def contend(store: ConversationStore, act: Act) -> Any:
+    """Return what a unit of its own comes to, or its error."""
+    try:
+        async with store.unit_of_work() as uow:
+            return await act(uow)
+    except ConversationStoreError as error:
+        return error
+
+
 CONTENDERS: dict[str, tuple[Act, Any]] = {
     "the same": (starting(), [1, 2]),
     "other content": (starting(2), RequestConflict),
@@ -506,6 +516,45 @@ async def test_a_start_with_a_request_that_waited_for_a_delete(
         assert end[0].id != conversation
     else:
         assert isinstance(end, DuplicateSession)
+
+
+async def test_another_start_with_a_request_waits_for_who_holds_the_conversation(
+    shared_store: ConversationStore,
+) -> None:
+    """Also for who changes nothing: whether it is still there then, it learns from its lock."""
+    conversation = await start(shared_store, "new")
+    await close_conversation(shared_store.unit_of_work(), conversation_id=conversation)
+    for keep in (True, False):
+        async with Held(shared_store, closing(conversation)) as held:
+            contending = asyncio.create_task(contend(shared_store, starting()))
+            assert await waits(contending)
+            await held.end(keep=keep)
+            assert isinstance(await contending, DuplicateSession)
+
+
+@pytest.mark.parametrize("request_id", [None, "r"])
+async def test_who_waits_for_a_start_that_an_inner_block_undoes(
+    shared_store: ConversationStore, request_id: str | None
+) -> None:
+    """A start is waited for until its block is undone; with a request until its unit ends.
+
+    For a request has a savepoint of its own, and what is released of it belongs to the unit.
+    """
+    async with shared_store.unit_of_work() as uow:
+        await start_conversation(uow, user_id="own", session_id="x")
+        async with uow:
+            await uow.conversations.add(
+                NewConversation(user_id="u", session_id="new"), turn(1), request_id=request_id
+            )
+            contending = asyncio.create_task(contend(shared_store, starting(2, "other")))
+            assert await waits(contending)
+            await uow.rollback()
+        assert await waits(contending) is (request_id is not None)
+        late = asyncio.create_task(contend(shared_store, starting(2, "other")))
+        assert not await waits(late)
+    conversation, messages = await contending
+    assert (await late) == (conversation, messages)
+    assert await count(shared_store, conversation.id) == 2
 
 
 @pytest.mark.parametrize("contender", ["the same", "other content", "get the same"])
