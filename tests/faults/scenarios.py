@@ -163,6 +163,28 @@ async def _start(case: Case) -> None:
         turn.placed(messages)
 
 
+@scenario("start_conversation with a request_id")
+async def _start_request(case: Case) -> None:
+    turn = case.ledger.turn(None)
+    user = turn.contents[0]
+    async with case.played(turn, changes=[Change(SESSIONS, (user,), 0, 1)]) as uow:
+        _, messages = await start_conversation(
+            uow, user_id=user, session_id="s", drafts=turn.drafts(), request_id="r"
+        )
+        turn.placed(messages)
+
+
+@scenario("get_or_start_conversation with a request_id")
+async def _get_or_start_request(case: Case) -> None:
+    turn = case.ledger.turn(None)
+    user = turn.contents[0]
+    async with case.played(turn, changes=[Change(SESSIONS, (user,), 0, 1)]) as uow:
+        conversation, created = await get_or_start_conversation(
+            uow, user_id=user, session_id="s", drafts=turn.drafts(), request_id="r"
+        )
+        assert (conversation.message_count, created) == (len(turn.contents), True)
+
+
 @scenario("get_or_start_conversation")
 async def _get_or_start(case: Case) -> None:
     turn = case.ledger.turn(None)

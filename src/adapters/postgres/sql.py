@@ -115,14 +115,14 @@ WITH found AS MATERIALIZED (
         CASE WHEN d.ordinal = 1 THEN %(digest)s::bytea END
     FROM new, {_DRAFTS}
 ), one AS (
-    SELECT * FROM found UNION ALL SELECT * FROM new
+    SELECT *, false AS is_new FROM found UNION ALL SELECT *, true FROM new
 ), there AS MATERIALIZED (
     SELECT FROM {{conversations}} WHERE id = (SELECT id FROM found) FOR UPDATE
 )"""
 
 _START_ONCE_FROM: Final[LiteralString] = """
 FROM (VALUES (1)) AS v LEFT JOIN one ON true LEFT JOIN prior ON true
-WHERE CASE WHEN one.id = %(id)s OR prior.digest = %(digest)s::bytea"""
+WHERE CASE WHEN one.is_new OR prior.digest = %(digest)s::bytea"""
 
 _START_ONCE_REFUSAL: Final[LiteralString] = """{refuse}(
     CASE WHEN prior.position IS NOT NULL THEN 'request_conflict'
@@ -140,7 +140,7 @@ SELECT {CONVERSATION}, (SELECT string_agg(m.id::text, ',' ORDER BY m.position)
 
 # A request may have gone two ways: it started the conversation, or its turn was appended.
 GET_OR_START_REQUEST: Final[LiteralString] = f"""{_START_ONCE}
-SELECT {CONVERSATION}, EXISTS (SELECT FROM logged) OR one.id = %(id)s
+SELECT {CONVERSATION}, EXISTS (SELECT FROM logged) OR one.is_new
 {_START_ONCE_FROM}
         OR substr(%(digest)s::bytea, 1, length(prior.digest)) = prior.digest
         OR one.id IS NOT NULL AND prior.position IS NULL THEN true
