@@ -17,15 +17,17 @@ from psycopg import sql
 from conversation_store import ConversationStore, ConversationStoreError, StoreError, StoreTimeout
 
 from .proxy import Fault, FaultProxy, Kind, Way
-from .scenarios import SCENARIOS, SCHEMA, Case, Scenario
+from .pulse import Pulse
+from .scenarios import PATIENCE, SCENARIOS, SCHEMA, Case, Scenario
 
-LANES_AT_ONCE: Final = 24
-PATIENCE: Final = 10.0
-"""Seconds within which every call ends, where the network loses nothing silently."""
-DEADLINE: Final = 0.3
-"""Seconds after which a call into a black hole is cancelled."""
+AT_ONCE: Final = 16
+"""So many lanes at once; a lane is a store behind a proxy, and faults that it meets in turn."""
+HOLES_AT_ONCE: Final = 48
+"""Those in a black hole do nothing but wait."""
+LONGEST_LANE: Final = 40
+LONGEST_HOLE: Final = 12
 GRACE: Final = 0.5
-"""Seconds within which it has then ended."""
+"""Seconds within which a call has ended that was cancelled."""
 ID_BLOCK: Final = 1_000_000
 """So large that no store draws ids in the midst of a case."""
 
@@ -46,7 +48,7 @@ class Report:
     ends: Counter[str] = field(default_factory=Counter)
     """How many cases ended how."""
     slowest: float = 0.0
-    """Seconds that a call into a black hole took most."""
+    """Seconds that a call in a black hole took most to end after it was cancelled."""
     complaints: list[str] = field(default_factory=list)
 
     @property
@@ -89,7 +91,9 @@ class Matrix:
         """Play these scenarios in front of these faults, and judge."""
         await prepare(self.dsn, self.harm)
         self.ledger = Ledger(self.dsn, SCHEMA)
+        self._pulse = Pulse()
         async with (
+            self._pulse.beating(),
             ConversationStore.connect(self.dsn, schema=SCHEMA, max_size=4) as self._beside,
             await psycopg.AsyncConnection.connect(self.dsn, autocommit=True) as self._control,
         ):
@@ -99,18 +103,25 @@ class Matrix:
                 if self.tries_again or not scenario.needs_retry
                 for faults in _lanes(scenario, await self.record(scenario), kinds)
             ]
-            lanes.sort(key=lambda lane: -len(lane[1]))
-            at_once = asyncio.Semaphore(LANES_AT_ONCE)
-
-            async def run(scenario: Scenario, faults: Sequence[Fault]) -> None:
-                async with at_once:
-                    await self._run_lane(scenario, faults)
-
-            async with asyncio.TaskGroup() as tasks:
-                for lane in lanes:
-                    tasks.create_task(run(*lane))
+            # First those that wait in black holes, for these are also held to a time.
+            holes = [lane for lane in lanes if lane[1][0].kind is Kind.HOLE]
+            await self._run_lanes(holes, HOLES_AT_ONCE)
+            await self._run_lanes([lane for lane in lanes if lane not in holes], AT_ONCE)
         self.report.complaints += await asyncio.to_thread(self.ledger.violations)
         return self.report
+
+    async def _run_lanes(
+        self, lanes: Sequence[tuple[Scenario, Sequence[Fault]]], at_once: int
+    ) -> None:
+        free = asyncio.Semaphore(at_once)
+
+        async def run(scenario: Scenario, faults: Sequence[Fault]) -> None:
+            async with free:
+                await self._run_lane(scenario, faults)
+
+        async with asyncio.TaskGroup() as tasks:
+            for lane in lanes:
+                tasks.create_task(run(*lane))
 
     async def record(self, scenario: Scenario) -> dict[Way, list[str]]:
         """Return the messages of a scenario that meets no fault."""
@@ -147,9 +158,8 @@ class Matrix:
         store: ConversationStore,
         fault: Fault | None,
     ) -> Case:
-        patience = DEADLINE if fault and fault.kind is Kind.HOLE else PATIENCE
         name = f"{scenario.name}, {fault or 'no fault'}"
-        return Case(name, store, self._beside, proxy, fault, self.ledger, patience)
+        return Case(name, store, self._beside, proxy, fault, self.ledger, self._pulse)
 
     async def _left_over(self, application: str) -> list[Any]:
         """Return what a store left on the server: more than its one connection, or that at work."""
@@ -191,13 +201,12 @@ class Matrix:
         """Return what is wrong with how a call ended; what it stored is for the ledger to say."""
         assert case.fault is not None
         kind = case.fault.kind
-        took = case.ended - case.begun
         if not case.proxy.fired:
             return f"the fault never came, with {error!r}"
         if kind is Kind.HOLE:
-            self.report.slowest = max(self.report.slowest, took)
-            if took > DEADLINE + GRACE:
-                return f"took {took:.2f} s, with {error!r}"
+            self.report.slowest = max(self.report.slowest, case.overtime)
+            if case.overtime > GRACE:
+                return f"took {case.overtime:.2f} s after it was cancelled, with {error!r}"
             return None if isinstance(error, TimeoutError | None) else f"ended with {error!r}"
         if error is None:
             return None
@@ -221,9 +230,12 @@ def _lanes(
     for kind in kinds:
         if kind is Kind.HOLE and scenario.raises_the_drivers:
             continue  # the driver's own calls wait 10 s there
-        yield [
+        faults = [
             Fault(way, number, kind)
             for way in Way
             if kind in KINDS[way]
             for number in range(len(messages[way]))
         ]
+        size = LONGEST_HOLE if kind is Kind.HOLE else LONGEST_LANE
+        for start in range(0, len(faults), size):
+            yield faults[start : start + size]

@@ -10,6 +10,7 @@ import asyncio
 import socket
 import struct
 from asyncio import StreamReader, StreamWriter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -83,6 +84,8 @@ class FaultProxy:
         self.seen: dict[Way, list[str]] = {}
         """The kinds of the messages since the proxy was armed; it counts while it is armed."""
         self.fired = False
+        self.when_dark: Callable[[], None] | None = None
+        """Called when a black hole begins."""
         self.light = asyncio.Event()
         """Cleared while there is a black hole."""
         self.light.set()
@@ -118,6 +121,12 @@ class FaultProxy:
     def disarm(self) -> None:
         """Do no more harm."""
         self._armed = False
+
+    def darken(self) -> None:
+        """Let nothing pass that is new, as long as there is a black hole."""
+        self.light.clear()
+        if self.when_dark is not None:
+            self.when_dark()
 
     def heal(self) -> None:
         """End a black hole: what is new goes on, what was caught in it meets a reset."""
@@ -247,7 +256,7 @@ class _Link:
                 self.end(reset=False)
             case Kind.HOLE:
                 self.in_hole = True
-                self._proxy.light.clear()
+                self._proxy.darken()
                 await self._ended.wait()
             case Kind.LOSE:
                 self._mute = True

@@ -44,8 +44,14 @@ from conversation_store import (
 )
 
 from .proxy import Fault, FaultProxy
+from .pulse import Pulse
 
 SCHEMA: Final = "faults"
+PATIENCE: Final = 10.0
+"""Seconds within which every call ends, where the network loses nothing silently."""
+DEADLINE: Final = 0.2
+"""Seconds after which a call in a black hole is cancelled."""
+
 STATUS: Final = "SELECT status FROM {conversations} WHERE id = %s"
 MARK: Final = "SELECT metadata->>'mark' FROM {conversations} WHERE id = %s"
 SESSIONS: Final = "SELECT count(*) FROM {conversations} WHERE user_id = %s"
@@ -63,10 +69,9 @@ class Case:
     proxy: FaultProxy
     fault: Fault | None
     ledger: Ledger
-    patience: float
-    """Seconds after which the call is cancelled."""
-    begun: float = 0.0
-    ended: float = 0.0
+    pulse: Pulse
+    overtime: float = 0.0
+    """Seconds that a call in a black hole took to end after it was cancelled."""
 
     @asynccontextmanager
     async def played(
@@ -79,9 +84,15 @@ class Case:
         """Give a unit of work, in which the fault happens, unless others do `is_its_own` part."""
         clock = asyncio.get_running_loop().time
         uow = self.store.unit_of_work()
-        self.begun = clock()
+        deadline = late = 0.0
         try:
-            async with asyncio.timeout(self.patience):
+            async with asyncio.timeout(PATIENCE) as limit:
+
+                def hurry() -> None:
+                    nonlocal deadline, late
+                    deadline, late = clock() + DEADLINE, self.pulse.late
+                    limit.reschedule(deadline)
+
                 with self.ledger.unit(
                     *turns,
                     changes=changes,
@@ -89,10 +100,12 @@ class Case:
                     uow=uow if is_its_own else None,
                     note=self.name,
                 ):
+                    self.proxy.when_dark = hurry
                     self.proxy.arm(self.fault)
                     yield uow
         finally:
-            self.ended = clock()
+            if deadline:
+                self.overtime = clock() - deadline - (self.pulse.late - late)
             self.proxy.disarm()
 
     async def started(self, user_id: str | None = None) -> tuple[int, Turn]:

@@ -32,8 +32,8 @@ def test_every_service_function_is_played() -> None:
     assert len(service_functions()) >= 17
 
 
-MENDED = (Kind.RESET, Kind.LOSE, Kind.TERMINATE, Kind.HOLE)
-"""What is played where units are tried again; to them, the others are one of these."""
+MENDED = (Kind.RESET, Kind.TERMINATE)
+"""What is played where units are tried again; what else ends a connection is like these."""
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,8 @@ async def test_nothing_is_lost_or_doubled(
     ends = ", ".join(f"{count} {end}" for end, count in report.ends.most_common())
     fault_report.append(
         f"faults, {name}: {report.cases} cases of {len(SCENARIOS)} scenarios"
-        f" ({ends}), {len(report.complaints)} violations"
+        f" ({ends}), {len(report.complaints)} violations; out of a black hole"
+        f" {report.slowest:.2f} s after it was cancelled"
     )
     assert report.complaints == []
     assert await left_in_transaction(dsn) == []
