@@ -240,7 +240,8 @@ class AsyncUnitOfWork(ABC):
             await self._run(steps)
         except StepFailedError as failure:
             await self._fail(failure.block, failure.error)
-            raise failure.error from failure.error.__cause__
+            error = self._blocks[0].error or failure.error  # the first where all of it is lost
+            raise error from error.__cause__
         except BaseException as error:
             await self._fail(first_block(steps), error)
             self._script[:0] = [step for step in steps if is_still_to_open(step)]
@@ -319,14 +320,12 @@ class AsyncUnitOfWork(ABC):
         elif not isinstance(error, ConversationStoreError):
             error = interrupted(error)
         for inner in self._blocks[block.depth :]:
-            inner.state = BlockState.FAILED
-            inner.error = error
+            inner.state, inner.error = BlockState.FAILED, error
         self._drop_script(block)
 
     async def _discard(self, block: Block, error: BaseException | None) -> None:
         """Discard a live innermost block."""
-        block.state = BlockState.DISCARDED
-        block.error = error
+        block.state, block.error = BlockState.DISCARDED, error
         self._drop_script(block)
         await self._undo_or_abort(block)
 
@@ -343,7 +342,8 @@ class AsyncUnitOfWork(ABC):
         try:
             await self._undo(block)
         except BaseException as error:
-            self._mark_failed(self._blocks[0], block.error or error)
+            known = block.error if isinstance(block.error, StoreError) else error
+            self._mark_failed(self._blocks[0], known)
             await self._abort()
             if not isinstance(error, ConversationStoreError):
                 raise

@@ -39,6 +39,7 @@ from conversation_store import (
     update_conversation,
 )
 from conversation_store.adapters.postgres.statement import Statement
+from conversation_store.adapters.postgres.unit_of_work import PsycopgUnitOfWork
 
 MISSING = 4_000_000_000_000
 
@@ -606,6 +607,31 @@ async def test_an_inner_block_that_got_no_connection_leaves_the_outer_whole(
         stored = await latest_messages(store.unit_of_work(), conversation_id=conversation)
         assert [message.content for message in stored] == ["1", "2"]
         assert await states(dsn) == ["idle"]
+
+
+async def test_a_connection_lost_while_a_refusal_is_undone_is_no_refusal(
+    narrow: ConversationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An inner block is refused, and cannot be undone: the whole unit is lost, and says why."""
+    conversation, _ = await start_conversation(
+        narrow.unit_of_work(), user_id="ada", session_id="s-1"
+    )
+    undo = PsycopgUnitOfWork._undo_to
+
+    async def lost(uow: PsycopgUnitOfWork, *args: Any, **values: Any) -> None:
+        uow._held().pgconn.finish()
+        await undo(uow, *args, **values)
+
+    monkeypatch.setattr(PsycopgUnitOfWork, "_undo_to", lost)
+    uow = narrow.unit_of_work()
+    with pytest.raises(StoreUnavailable):
+        async with uow:
+            await append_messages(uow, conversation_id=conversation.id, drafts=turn(1))
+            with suppress(ConversationNotFound):
+                await close_conversation(uow, conversation_id=MISSING)
+
+    assert uow.outcome is Outcome.ROLLED_BACK
+    assert await whole_history(narrow, conversation.id) == []
 
 
 async def test_inner_blocks_that_ran_out_of_time_at_any_moment_leave_the_outer_whole(
