@@ -4,18 +4,20 @@
 #   make demo DIALOGUES=my.jsonl     other dialogues to import
 #   make bench QUICK=1               in three minutes; ARGS="--only ours,bare" for some contenders
 #   make failover RUNS=10            kill a primary so many times
+#   make soak MINUTES=10             load and faults for so long
 #   make test PYTHON=/opt/py/python  another Python than the first one found
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test failover bench bench-quick bench-report lint types clean python
+.PHONY: help demo test failover soak bench bench-quick bench-report lint types clean python
 
 VENV := .venv
 BENCH := .venv-bench
 BIN := $(VENV)/bin
 ARGS ?=
 RUNS ?= 10
+MINUTES ?= 10
 
 # The first Python that is new enough and can make an environment: a name on PATH proves nothing.
 NEW_ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
@@ -36,6 +38,10 @@ test: $(VENV)/.test  ## run every test, on a real server
 
 failover: $(VENV)/.test  ## kill a primary under load and promote its replica, RUNS times
 	$(BIN)/python tests/failover.py --runs $(RUNS)
+
+soak: $(BENCH)/.bench  ## load a server for MINUTES, with faults all along; draw what happened
+	@$(BENCH)/bin/python tests/soak.py --minutes $(MINUTES) --out benchmarks/results/soak.json; \
+		end=$$?; $(BENCH)/bin/python -m benchmarks.soak_plot && exit $$end
 
 bench: $(BENCH)/.bench  ## measure the store beside others, on a durable server: 20 minutes
 	@$(BENCH)/bin/python -m benchmarks $(if $(QUICK),--quick) $(ARGS)

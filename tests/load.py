@@ -70,6 +70,7 @@ class Load:
         shared: int = 3,
         padding: int = 0,
         seed: int = 0,
+        writer: type[Writer] | None = None,
     ) -> None:
         self.ledger = ledger
         self.padding = padding
@@ -84,7 +85,8 @@ class Load:
         self.shared: list[int] = []
         """Conversations that all tasks append to."""
         self.stores = stores
-        self._writers = [Writer(self, stores[n % len(stores)], n, seed) for n in range(tasks)]
+        kind = writer or Writer
+        self._writers = [kind(self, stores[n % len(stores)], n, seed) for n in range(tasks)]
         self._tasks: list[asyncio.Task[None]] = []
         self._wanted = shared
         self._ends = asyncio.Event()
@@ -128,8 +130,8 @@ class Load:
             turn.contents = tuple(f"{c} {secrets.token_hex(self.padding)}" for c in turn.contents)
         return turn
 
-    def note(self, error: StoreError | None) -> None:
-        """Count how a unit ended."""
+    def note(self, error: StoreError | None, began: float) -> None:
+        """Count how a unit ended that began at this time of the monotonic clock."""
         if error is None:
             self.acknowledged_at = time.monotonic()
             self.told["acknowledged"] += 1
@@ -227,6 +229,10 @@ class Writer:
                     )
                 except CommitOutcomeUnknown as error:
                     unknown = error
+                except asyncio.CancelledError:
+                    if unknown is None:
+                        raise
+                    raise unknown from None  # the last try alone says nothing of the one before
                 except OF_A_FAULT:
                     if unknown is not None and self.load.ends:
                         raise unknown from None
@@ -345,11 +351,12 @@ class Writer:
 
     async def call(self, work: Work[T]) -> T | None:
         """Do something in a unit of work; return its result, None after a fault."""
+        began = time.monotonic()
         try:
             result = await work(self.store.unit_of_work())
         except OF_A_FAULT as error:
-            self.load.note(error)
+            self.load.note(error, began)
             await asyncio.sleep(PAUSE)
             return None
-        self.load.note(None)
+        self.load.note(None, began)
         return result

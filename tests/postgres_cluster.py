@@ -88,17 +88,26 @@ class Server:
 
     def kill_backend(self, application: str) -> None:
         """`kill -9` one that serves this application: the server then ends all and recovers."""
+        query = "SELECT pid FROM pg_stat_activity WHERE application_name = %s"
         with self.connect() as connection:
-            row = connection.execute(
-                "SELECT pid FROM pg_stat_activity WHERE application_name = %s", [application]
-            ).fetchone()
-        assert row, "nobody is connected"
-        os.kill(row[0], signal.SIGKILL)
+            while (row := connection.execute(query, [application]).fetchone()) is None:
+                time.sleep(0.02)
+            with suppress(ProcessLookupError):
+                os.kill(row[0], signal.SIGKILL)
 
     def promote(self) -> None:
         """Make a standby a primary; it takes writes when this returns."""
         with self.connect() as connection:
             connection.execute("SELECT pg_promote()")
+
+    def wait_until_up(self) -> None:
+        """Wait until it accepts connections, after a crash that it recovers from by itself."""
+        deadline = time.monotonic() + SECONDS_TO_START
+        while time.monotonic() < deadline:
+            with suppress(psycopg.OperationalError):
+                self.connect().close()
+                break
+            time.sleep(0.05)
 
     def connect(self) -> psycopg.Connection[Any]:
         """Connect to it as superuser, in autocommit."""
