@@ -27,6 +27,11 @@ class Holder:
     def __attrs_post_init__(self) -> None:
         self.end = Lock(self)
 
+    def withdraw(self, granted: asyncio.Future[bool]) -> None:
+        """Wait no more."""
+        if self.waits_for is not None and (self, granted) in self.waits_for.waiters:
+            self.waits_for.waiters.remove((self, granted))
+
 
 @define(eq=False)
 class Lock:
@@ -75,8 +80,8 @@ class Locks:
         except BaseException as error:
             if lock.owner is holder:  # granted and interrupted at the same moment
                 self.release(key)
-            elif holder.waits_for is not None and (holder, granted) in holder.waits_for.waiters:
-                holder.waits_for.waiters.remove((holder, granted))
+            else:
+                holder.withdraw(granted)
             if isinstance(error, TimeoutError):
                 raise StoreTimeout(
                     reason="a lock was not free in time (lock_timeout)", sqlstate="55P03"

@@ -24,7 +24,7 @@ from ...domain.errors import (
     StoreUnavailable,
     UnitOfWorkMisuse,
 )
-from .errors import READ_ONLY, translate
+from .errors import MISUSE, READ_ONLY, translate
 from .waiting import in_time
 
 Connection: TypeAlias = AsyncConnection[Any]
@@ -151,6 +151,16 @@ def check_usable(connection: Connection) -> None:
     if not is_usable(connection):
         reason = "the unit's connection was left in a pipeline, or with a statement or COPY open"
         raise UnitOfWorkMisuse(reason=reason)
+
+
+def check_transaction(connection: Connection) -> None:
+    """Refuse to commit what the server would silently roll back, or what is over already."""
+    check_usable(connection)
+    status = connection.pgconn.transaction_status
+    if status == TransactionStatus.INERROR:
+        raise UnitOfWorkMisuse(reason=MISUSE["25P02"])
+    if status == TransactionStatus.IDLE:
+        raise UnitOfWorkMisuse(reason=MISUSE["25P01"])
 
 
 def cut(connection: Connection) -> None:

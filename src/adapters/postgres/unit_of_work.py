@@ -44,13 +44,14 @@ from .connections import (
     Connection,
     Connections,
     LentConnection,
+    check_transaction,
     check_usable,
     cut,
     is_idle,
     is_usable,
 )
 from .conversations import PsycopgConversationRepository
-from .errors import MISUSE, READ_ONLY, caused, is_contested, is_id_taken, translate
+from .errors import READ_ONLY, caused, is_contested, is_id_taken, translate
 from .group_commit import GroupCommit
 from .ids import IdSource, draw_blocks
 from .inquiry import Inquiry
@@ -262,7 +263,7 @@ class PsycopgUnitOfWork(ReadingUnitOfWork):
         connection = self._held()
         transaction = self._transaction
         try:
-            self._check_transaction(connection)
+            check_transaction(connection)
         except BaseException:
             await self._abort()
             raise
@@ -343,15 +344,6 @@ class PsycopgUnitOfWork(ReadingUnitOfWork):
         if self._connection is None:
             raise UnitOfWorkMisuse(reason="the unit of work has no open transaction")
         return self._connection
-
-    def _check_transaction(self, connection: Connection) -> None:
-        """Refuse to commit what the server would silently roll back, or what is over already."""
-        check_usable(connection)
-        status = connection.pgconn.transaction_status
-        if status == TransactionStatus.INERROR:
-            raise UnitOfWorkMisuse(reason=MISUSE["25P02"])
-        if status == TransactionStatus.IDLE:
-            raise UnitOfWorkMisuse(reason=MISUSE["25P01"])
 
     async def _undo_to(self, savepoint: bytes, *, keep: bool = False) -> None:
         """Roll back to a savepoint and release it, or go on from it where it is kept.
