@@ -24,6 +24,7 @@ from conversation_store import (
     Conversation,
     ConversationNotAcceptingMessages,
     ConversationNotFound,
+    ConversationRecord,
     ConversationStore,
     DuplicateSession,
     Message,
@@ -42,6 +43,7 @@ from conversation_store import (
     find_conversation,
     get_conversation,
     get_or_start_conversation,
+    import_conversations,
     latest_messages,
     list_conversations,
     messages_after,
@@ -564,6 +566,27 @@ async def test_a_start_an_update_and_a_request(lossy: Lossy) -> None:
     assert await lossy.stored() == ["question 1", "answer 1"]
 
 
+async def test_a_user_is_not_erased_again(lossy: Lossy, between: Any) -> None:
+    """A start besides proves nothing: it would be erased, with what was said in it since."""
+
+    async def append() -> None:
+        found = await find_conversation(lossy.direct.unit_of_work(), user_id="u", session_id="new")
+        assert found is not None
+        await append_messages(
+            lossy.direct.unit_of_work(), conversation_id=found.id, drafts=[draft("since")]
+        )
+
+    between(append)
+    lossy.proxy.lose()
+    uow = lossy.uow()
+    with pytest.raises(CommitOutcomeUnknown) as caught:
+        async with uow:
+            uow.conversations.erase_user("u")
+            uow.conversations.add(NewConversation(user_id="u", session_id="new"), turn(1))
+    assert caught.value.tried == ()
+    assert uow.outcome is Outcome.UNKNOWN
+
+
 # Only the COMMIT was lost -----------------------------------------------------------------------
 
 
@@ -644,6 +667,38 @@ async def test_a_status_alone_cannot_be_told(lossy: Lossy) -> None:
         async with lossy.uow() as uow:
             await uow.conversations.set_status(lossy.chat, Status.CLOSED)
             lossy.proxy.lose()
+
+
+async def erase_and_start(uow: AsyncUnitOfWork, _: int) -> None:
+    """Start anew for a user that is forgotten."""
+    await uow.conversations.erase_user("u")
+    await uow.conversations.add(NewConversation(user_id="u", session_id="new"), turn(1))
+
+
+async def start_and_remove(uow: AsyncUnitOfWork, chat: int) -> None:
+    """Start a conversation and remove it; what else the unit does is stored."""
+    conversation, _ = await uow.conversations.add(NewConversation(user_id="u", session_id="new"))
+    await uow.conversations.set_status(chat, Status.CLOSED)
+    await uow.conversations.remove(conversation.id)
+
+
+async def append_and_import(uow: AsyncUnitOfWork, chat: int) -> None:
+    """Append, and import a conversation."""
+    await uow.messages.append(chat, turn(1))
+    record: ConversationRecord = {"user_id": "u", "session_id": "imported", "messages": []}
+    await import_conversations(uow, records=[record])
+
+
+@pytest.mark.parametrize("work", [erase_and_start, start_and_remove, append_and_import])
+async def test_what_removes_its_own_proof_is_unknown(lossy: Lossy, work: Any) -> None:
+    """It could be done again although it is stored, so nothing would stand in its way."""
+    uow = lossy.uow()
+    with pytest.raises(CommitOutcomeUnknown) as caught:
+        async with uow:
+            await work(uow, lossy.chat)
+            lossy.proxy.lose()
+    assert caught.value.tried == ()
+    assert uow.outcome is Outcome.UNKNOWN
 
 
 async def test_run_does_a_lost_unit_again(lossy: Lossy) -> None:

@@ -194,6 +194,7 @@ class PsycopgConversationRepository(ConversationRepository):
             lambda _: parameters,
             lambda _ids, _rows: None,
             conversation_id=conversation_id,
+            is_removal=True,
             is_repeatable=True,
             look=lambda: Look(self._texts.get, lambda _ids, _rows: [None]),
         )

@@ -68,8 +68,12 @@ class Inquiry:
     def can_tell(self) -> bool:
         """Whether sending the statements again is safe, and tells something."""
         looks = [statement.look() for statement in self.statements if statement.look is not None]
-        if any(look.proves_stored for look in looks):
-            return True  # the ids that it inserts keep all the rest from being done twice
+        if len(looks) < len(self.statements):
+            return False  # an erasure takes along what came since, an import is a COPY
+        removed = [s.conversation_id for s in self.statements if s.is_removal]
+        for statement, look in zip(self.statements, looks, strict=True):
+            if look.proves_stored and statement.home not in removed:
+                return True  # the ids that it inserts keep all the rest from being done twice
         return self.keep and all(statement.is_repeatable for statement in self.statements)
 
     async def run(self, retry: Retry, lost: CommitOutcomeUnknown) -> ConversationStoreError | None:

@@ -63,6 +63,8 @@ class Statement(Write[T]):
     request_id: str | None = None
     """Its request, if it has one: then it can meet itself, sent by another, and is sent again."""
 
+    is_removal: bool = False
+    """Whether it removes the conversation it is about, with all that the unit did in it."""
     is_repeatable: bool = False
     """Whether it may be sent again where its answer was lost, if need be after others' changes."""
     look: Callable[[], Look[T]] | None = None
@@ -73,6 +75,13 @@ class Statement(Write[T]):
 
     None: it is never stored together with others.
     """
+
+    @property
+    def home(self) -> int | None:
+        """The conversation that it stores something in: one that exists, or the one it starts."""
+        if self.conversation_id is None and self.new_conversations:
+            return self.ids[0]
+        return self.conversation_id
 
     async def result_of(self, cursor: Cursor) -> T:
         """Read the result from the cursor it was sent with."""
