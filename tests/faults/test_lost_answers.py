@@ -566,6 +566,83 @@ async def test_a_start_an_update_and_a_request(lossy: Lossy) -> None:
     assert await lossy.stored() == ["question 1", "answer 1"]
 
 
+async def append_and_close(uow: AsyncUnitOfWork, chat: int, _: int) -> None:
+    """All of it is in one conversation."""
+    uow.messages.append(chat, turn(1))
+    uow.conversations.set_status(chat, Status.CLOSED)
+
+
+async def append_and_close_another(uow: AsyncUnitOfWork, chat: int, other: int) -> None:
+    """It leaves something elsewhere."""
+    uow.messages.append(chat, turn(1))
+    uow.conversations.set_status(other, Status.CLOSED)
+
+
+async def append_and_request(uow: AsyncUnitOfWork, chat: int, other: int) -> None:
+    """It leaves something elsewhere, which may be of another sending."""
+    uow.messages.append(chat, turn(1))
+    uow.messages.append(other, turn(1), request_id="r")
+
+
+async def append_interactively(uow: AsyncUnitOfWork, chat: int, other: int) -> None:
+    """Only its COMMIT is lost."""
+    await uow.messages.append(chat, turn(1))
+    await uow.conversations.set_status(other, Status.CLOSED)
+
+
+async def append_and_remove(uow: AsyncUnitOfWork, chat: int, other: int) -> None:
+    """It removes itself what it appended to."""
+    uow.messages.append(chat, turn(1))
+    uow.conversations.set_status(other, Status.CLOSED)
+    uow.conversations.remove(chat)
+
+
+@pytest.mark.parametrize(
+    ("work", "outcome"),
+    [
+        (append_and_close, Outcome.ROLLED_BACK),
+        (append_and_close_another, Outcome.UNKNOWN),
+        (append_and_request, Outcome.UNKNOWN),
+        (append_interactively, Outcome.UNKNOWN),
+        (append_and_remove, Outcome.UNKNOWN),
+    ],
+)
+async def test_a_unit_of_which_a_conversation_was_deleted_since(
+    lossy: Lossy, between: Any, work: Any, outcome: Outcome
+) -> None:
+    """That the turn is not there does not tell: it may have been removed with its conversation."""
+    other, _ = await start_conversation(lossy.uow(), user_id="u", session_id="other")
+
+    async def delete() -> None:
+        await delete_conversation(lossy.direct.unit_of_work(), conversation_id=lossy.chat)
+
+    between(delete)
+    uow = lossy.uow()
+    error = CommitOutcomeUnknown if outcome is Outcome.UNKNOWN else ConversationNotFound
+    with pytest.raises(error):
+        async with uow:
+            await work(uow, lossy.chat, other.id)
+            lossy.proxy.lose()
+    assert uow.outcome is outcome
+
+
+async def test_a_unit_of_which_a_turn_is_not_there(lossy: Lossy, between: Any) -> None:
+    """A conversation that does not have it proves that nothing of the unit was stored."""
+    other, _ = await start_conversation(lossy.uow(), user_id="u", session_id="other")
+    between(lossy.close)
+    for request_id in (None, "r"):
+        lossy.proxy.keep()
+        uow = lossy.uow()
+        with pytest.raises(ConversationNotAcceptingMessages):
+            async with uow:
+                uow.conversations.set_status(other.id, Status.CLOSED)
+                uow.messages.append(lossy.chat, turn(1), request_id=request_id)
+        assert uow.outcome is Outcome.ROLLED_BACK
+        await lossy.proxy.deliver()
+    found = await get_conversation(lossy.direct.unit_of_work(), conversation_id=other.id)
+    assert found.status is Status.ACTIVE
+
+
 async def test_a_user_is_not_erased_again(lossy: Lossy, between: Any) -> None:
     """A start besides proves nothing: it would be erased, with what was said in it since."""
 

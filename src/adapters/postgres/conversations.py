@@ -62,9 +62,9 @@ class PsycopgConversationRepository(ConversationRepository):
 
         def look_at(
             ids: Sequence[int], rows: list[Row]
-        ) -> list[tuple[Conversation, list[Message]]]:
+        ) -> list[tuple[Conversation, list[Message]]] | None:
             if not rows:
-                return []
+                return None
             started = read(ids, [(rows[0][0],)])
             stored = to_messages([row[1:] for row in rows if row[1] is not None])
             return [started] if stored == started[1] else []
@@ -87,8 +87,9 @@ class PsycopgConversationRepository(ConversationRepository):
 
         def look_at(
             ids: Sequence[int], rows: list[Row]
-        ) -> list[tuple[Conversation, list[Message]]]:
-            return [read(ids, rows)] if rows and rows[0][-1] == new.digest.hex() else []
+        ) -> list[tuple[Conversation, list[Message]]] | None:
+            # Another conversation of the session may have come after it was removed.
+            return [read(ids, rows)] if rows and rows[0][-1] == new.digest.hex() else None
 
         def look() -> Look[tuple[Conversation, list[Message]]]:
             return Look(self._texts.look_for_start_request, look_at, proves_absent=True)
@@ -103,7 +104,7 @@ class PsycopgConversationRepository(ConversationRepository):
             return conversation, conversation.id == ids[0]
 
         def look() -> Look[tuple[Conversation, bool]]:
-            return Look(self._texts.find, lambda ids, rows: [read(ids, rows)] if rows else [])
+            return Look(self._texts.find, lambda ids, rows: [read(ids, rows)] if rows else None)
 
         if request_id is not None:
             return self._get_or_add_once(new, request_id)
@@ -115,10 +116,10 @@ class PsycopgConversationRepository(ConversationRepository):
         def read(_: Sequence[int], rows: list[Row]) -> tuple[Conversation, bool]:
             return to_conversations(rows)[0], rows[0][CONVERSATION_COLUMNS]
 
-        def look_at(_: Sequence[int], rows: list[Row]) -> list[tuple[Conversation, bool]]:
+        def look_at(_: Sequence[int], rows: list[Row]) -> list[tuple[Conversation, bool]] | None:
             mine = new.digest.hex()
             if not rows or not mine.startswith(rows[0][-1] or ""):
-                return []
+                return None
             return [(to_conversations(rows)[0], rows[0][-1] == mine)]
 
         def look() -> Look[tuple[Conversation, bool]]:
@@ -236,7 +237,7 @@ class PsycopgConversationRepository(ConversationRepository):
             lambda _, rows: to_conversations(rows)[0],
             conversation_id=conversation_id,
             is_repeatable=is_repeatable,
-            look=lambda: Look(self._texts.get, lambda _, rows: to_conversations(rows)),
+            look=lambda: Look(self._texts.get, lambda _, rows: to_conversations(rows) or None),
         )
 
 

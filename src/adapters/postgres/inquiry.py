@@ -171,15 +171,16 @@ class Inquiry:
         is_stored = is_absent = False
         for statement in self.statements:
             if statement.look is None:
-                results.append([])
-                continue
+                return Outcome.UNKNOWN
             look = statement.look()
             rows = await fetch_rows(connection, look.text, statement.bind(statement.ids))
             found = look.read(statement.ids, rows)
             results.append(found)
-            is_stored = is_stored or (look.proves_stored and len(found) > 0)
-            is_absent = is_absent or (look.proves_absent and not found)
+            is_stored = is_stored or (look.proves_stored and bool(found))
+            is_absent = is_absent or (look.proves_absent and found == [])
         if is_stored and (all(results) or not self.keep):
             self.results = [found[0] for found in results if found]
             return Outcome.COMMITTED
+        # A conversation that is gone does not tell: where all are, nothing of the unit is there.
+        is_absent = is_absent or all(found is None for found in results)
         return Outcome.ROLLED_BACK if is_absent and not is_stored else Outcome.UNKNOWN

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from psycopg.types.numeric import Int8
@@ -72,8 +72,6 @@ class PsycopgMessageRepository(MessageRepository):
             ]
 
         def read_turn(ids: Sequence[int], rows: list[Row]) -> list[list[Message]]:
-            if not rows:
-                return []
             base, time = rows[0][2] - 1, rows[0][5]
             stored = to_messages(rows)
             return [stored] if stored == read(ids, [(base, time)]) else []
@@ -81,10 +79,10 @@ class PsycopgMessageRepository(MessageRepository):
         def look() -> Look[list[Message]]:
             if turn.request_id is None:
                 text = self._texts.look_for_turn
-                return Look(text, read_turn, proves_stored=True, proves_absent=True)
+                return Look(text, _looking(read_turn), proves_stored=True, proves_absent=True)
             return Look(
                 self._texts.look_for_request,
-                lambda ids, rows: [read_request(ids, rows)] if rows else [],
+                _looking(lambda ids, rows: [read_request(ids, rows)]),
                 proves_absent=True,
             )
 
@@ -132,3 +130,16 @@ class PsycopgMessageRepository(MessageRepository):
         if rows[0][0] is None:
             return []
         return to_messages(rows)
+
+
+def _looking(
+    read: Callable[[Sequence[int], list[Row]], list[list[Message]]],
+) -> Callable[[Sequence[int], list[Row]], list[list[Message]] | None]:
+    """Return what reads a look for a turn: of a conversation without it there is a row of nulls."""
+
+    def look_at(ids: Sequence[int], rows: list[Row]) -> list[list[Message]] | None:
+        if not rows:
+            return None
+        return [] if rows[0][0] is None else read(ids, rows)
+
+    return look_at

@@ -73,7 +73,8 @@ FROM pg_catalog.pg_sequence, generate_series(1, %(blocks)s)
 WHERE seqrelid = %(sequence)s::regclass
 """
 
-# What a lost answer would have said, see Look. The lock makes the server answer only when what is
+# What a lost answer would have said, see Look. Of a conversation that is there without the turn
+# there is one row of nulls. The lock makes the server answer only when what is
 # shown is as durable as a write after it.
 LOOK_FOR_START: Final[LiteralString] = f"""
 SELECT c.start_time AT TIME ZONE 'UTC', {MESSAGE}
@@ -98,17 +99,17 @@ _LOCKED: Final[LiteralString] = """
 
 LOOK_FOR_TURN: Final[LiteralString] = f"""
 SELECT {MESSAGE}
-FROM {_LOCKED} JOIN {{messages}} AS m
+FROM {_LOCKED} LEFT JOIN {{messages}} AS m
     ON m.conversation_id = c.id AND m.id = ANY(%(ids)s::bigint[])
 ORDER BY m.position
 """
 
 LOOK_FOR_REQUEST: Final[LiteralString] = f"""
 SELECT m.position, m.id, m.timestamp AT TIME ZONE 'UTC'
-FROM {_LOCKED} JOIN {{messages}} AS prior ON prior.conversation_id = c.id
+FROM {_LOCKED} LEFT JOIN {{messages}} AS prior ON prior.conversation_id = c.id
     AND prior.request_id = %(request_id)s AND prior.request_digest IS NOT NULL
     AND substr(prior.request_digest, 1, length(%(digest)s::bytea)) = %(digest)s::bytea
-JOIN {{messages}} AS m ON m.conversation_id = c.id
+LEFT JOIN {{messages}} AS m ON m.conversation_id = prior.conversation_id
     AND m.position >= prior.position AND m.position < prior.position + %(count)s
 ORDER BY m.position
 """

@@ -34,13 +34,14 @@ class Look(Generic[T]):
 
     text: bytes
     """Its parameters are among those of the statement."""
-    read: Callable[[Sequence[int], list[Row]], list[T]]
-    """The result of the statement, from those ids and what was found; none where that is not
-    there, or not as this statement would have stored it."""
+    read: Callable[[Sequence[int], list[Row]], list[T] | None]
+    """The result of the statement, from those ids and what was found; [] where its conversation
+    does not have it, or not as this statement would have stored it; None where the conversation
+    itself is not there, and may have been removed since."""
     proves_stored: bool = False
     """Whether finding it proves that the unit was stored: the statement inserts ids of its own."""
     proves_absent: bool = False
-    """Whether not finding it proves that the unit was not stored."""
+    """Whether a conversation that does not have it proves that the unit was not stored."""
 
 
 @define(eq=False)
