@@ -33,6 +33,7 @@ from conversation_store import (
     RequestConflict,
     Retry,
     Status,
+    StoreTimeout,
     StoreUnavailable,
     TransactionAborted,
     append_messages,
@@ -332,6 +333,7 @@ async def test_the_server_does_not_answer_in_time(dsn: str, migrated: set[str]) 
                 await sending
         assert caught.value.request_ids == ("r",)
         assert caught.value.conversation_ids == (lossy.chat,)
+        assert isinstance(caught.value.tried[-1], StoreTimeout)
         assert uow.outcome is Outcome.UNKNOWN
         again = await lossy.append(turn(1), request_id="r")
         assert [message.position for message in again] == [1, 2]

@@ -13,11 +13,16 @@ from typing import Any, NamedTuple
 
 import pytest
 from failover import synchronous_pair
+from late_proxy import LateProxy
 from postgres_cluster import Cluster, Server
 from store_fixtures import turn
 
 from conversation_store import (
+    CommitOutcomeUnknown,
     ConversationStore,
+    Outcome,
+    Retry,
+    StoreTimeout,
     append_messages,
     close_conversation,
     delete_conversation,
@@ -166,3 +171,27 @@ async def test_what_is_asked_for_again_is_acknowledged_when_the_replica_has_it(
     assert second is not None, "acknowledged, and the replica was away"
     with pair.replica.connect() as connection:
         assert connection.execute(is_stored, {"id": conversation.id}).fetchone() == (True,)
+
+
+async def test_what_the_replica_lacks_at_the_deadline_is_unknown(pair: Pair) -> None:
+    """A commit that is cancelled while it waits for the replica is reported as a success."""
+    retry = Retry(deadline=1.0)
+    async with (
+        LateProxy(pair.primary.dsn) as proxy,
+        ConversationStore.connect(proxy.dsn, retry=retry) as store,
+    ):
+        await store.migrate()
+        conversation, _ = await start_conversation(
+            store.unit_of_work(), user_id="ada", session_id="deadline"
+        )
+        uow = store.unit_of_work()
+        await asyncio.to_thread(pair.replica.stop)
+        try:
+            proxy.keep()
+            with pytest.raises(CommitOutcomeUnknown) as caught:
+                await append_messages(uow, conversation_id=conversation.id, drafts=turn(1))
+            await proxy.forget()
+        finally:
+            await asyncio.to_thread(pair.replica.start)
+    assert isinstance(caught.value.tried[-1], StoreTimeout)
+    assert uow.outcome is Outcome.UNKNOWN

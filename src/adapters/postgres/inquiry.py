@@ -29,7 +29,7 @@ from ...domain.errors import (
 )
 from ...service_layer.outcome import Outcome
 from ...service_layer.retry import GIVEN_UP, Retry, try_again
-from .commit import is_lost, judge_interrupted
+from .commit import is_lost
 from .connections import Connection, Connections, clean
 from .errors import caused, is_id_taken, translate
 from .statement import (
@@ -87,8 +87,10 @@ class Inquiry:
             try:
                 async with asyncio.timeout_at(end):
                     return await self._ask(lost)
-            except TimeoutError:
-                return None if self.outcome is Outcome.COMMITTED else lost
+            except TimeoutError as error:
+                if self.outcome is Outcome.COMMITTED:
+                    return None
+                raise StoreTimeout(reason="the server did not answer in time") from error
 
         def is_worth(error: ConversationStoreError) -> bool:
             return isinstance(error, _WORTH_ASKING_AGAIN) and not isinstance(error, StoreClosed)
@@ -127,17 +129,13 @@ class Inquiry:
         cursors: list[Cursor] = []
         try:
             await execute_together(connection, cursors, commands)
-            self.outcome = Outcome.COMMITTED
         except CommandFailedError as failure:
             return self._refusal(failure, connection)
-        except BaseException:
-            if judge_interrupted(cursors, connection) is Outcome.COMMITTED:
-                self.outcome = Outcome.COMMITTED
-            raise
-        finally:
-            if self.outcome is Outcome.COMMITTED:
-                answers = zip(self.statements, cursors[1:], strict=False)
-                self.results = [await statement.result_of(cursor) for statement, cursor in answers]
+        # An interruption leaves it unknown, whatever the server answered: cancelled while it waits
+        # for the synchronous standbys, it stores the unit here alone and reports success.
+        answers = zip(self.statements, cursors[1:], strict=False)
+        self.results = [await statement.result_of(cursor) for statement, cursor in answers]
+        self.outcome = Outcome.COMMITTED
         return None
 
     async def _try(self, connection: Connection) -> ConversationStoreError | None:
