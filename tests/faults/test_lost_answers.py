@@ -246,6 +246,23 @@ async def test_what_never_arrived_is_sent_again(lossy: Lossy, name: str) -> None
     assert await state(lossy) == before
 
 
+async def test_it_is_not_asked_over_a_connection_to_a_standby(
+    dsn: str, migrated: set[str], between: Any
+) -> None:
+    """One that takes no writes is not used for the next question."""
+    async with lossy_store(dsn, migrated, max_size=1) as lossy:
+        store: Any = lossy.store
+
+        async def make_read_only() -> None:
+            async with store._adapter._pool.connection() as connection:
+                await connection.execute("SET default_transaction_read_only = on")
+
+        between(make_read_only)
+        lossy.proxy.lose()
+        await lossy.append(turn(1))
+        assert await lossy.stored() == ["question 1", "answer 1"]
+
+
 async def test_an_update_is_not_repeated(lossy: Lossy) -> None:
     """Done again it could undo what another has done since: the caller is told that, at once."""
     lossy.proxy.lose()
@@ -316,6 +333,22 @@ async def test_the_second_overtakes_the_first(lossy: Lossy) -> None:
     await lossy.proxy.deliver()
     assert [message.position for message in messages] == [1, 2]
     assert await lossy.stored() == ["question 1", "answer 1", "between"]
+
+
+async def test_the_old_one_starts_the_conversation_meanwhile(lossy: Lossy) -> None:
+    """Who gets or starts meets its own start, which its snapshot lacks: it asks once more."""
+    async with await psycopg.AsyncConnection.connect(lossy.dsn) as blocker:
+        # It holds back the first message of the old one, whose conversation is there by then.
+        await blocker.execute(FOREIGN, [lossy.chat + 2, lossy.chat])
+        uow = lossy.uow()
+        sending = asyncio.ensure_future(WRITES["get or start"](uow, lossy.chat))
+        await waits(lossy, count=1)
+        lossy.proxy.cut_off()
+        await waits(lossy, count=2)
+        await blocker.rollback()
+        found, created = await sending
+    assert (found.session_id, found.message_count, created) == ("new", 2, True)
+    assert uow.outcome is Outcome.COMMITTED
 
 
 async def test_the_server_does_not_answer_in_time(dsn: str, migrated: set[str]) -> None:

@@ -106,22 +106,23 @@ class Inquiry:
             return told
 
     async def _ask(self, lost: CommitOutcomeUnknown) -> ConversationStoreError | None:
-        connection = await self.connections.borrow()
-        try:
+        async with self.connections.borrowed() as connection:
             refusal = await (self._store(connection) if self.keep else self._try(connection))
             if refusal is None or self.outcome is Outcome.ROLLED_BACK:
                 return refusal
             await clean(connection)
             is_of_data = isinstance(refusal, NotFound | Conflict | RuleViolation)
-            if is_of_data or (isinstance(refusal, StoreError) and refusal.sqlstate == "23505"):
+            is_in_the_way = isinstance(refusal, StoreError) and refusal.sqlstate == "23505"
+            if is_of_data or is_in_the_way:
                 self.outcome = await self._look(connection)
             if self.outcome is Outcome.UNKNOWN:
                 told = copy(lost)
                 told.__cause__ = refusal
+                if is_in_the_way:
+                    # Of a get_or_start that waited for itself: a new snapshot has what it lacked.
+                    raise told
                 return told
             return None if self.outcome is Outcome.COMMITTED else refusal
-        finally:
-            await self.connections.give_back(connection)
 
     async def _store(self, connection: Connection) -> ConversationStoreError | None:
         """Send the unit again; return why it was refused, if it was."""
