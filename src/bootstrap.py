@@ -70,6 +70,7 @@ class ConversationStore:
         Args:
             dsn: connection string or URL of libpq
                 (https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING).
+                Where it has no connect_timeout, nor the environment, a new connection has 10 s.
             schema: the schema of the store's tables; any name, quoted wherever it is used.
             min_size: connections that are kept open.
             max_size: most connections; a unit of work uses at most one at a time.

@@ -219,7 +219,7 @@ class InvalidCursor(InvalidInput):
 
 
 class InvalidLimit(InvalidInput):
-    """The size of a page is not within 1..1000."""
+    """The size of a page is not within 1..1000, or a timeout not above 0."""
 
 
 # What the server or the way to it does ----------------------------------------------------------

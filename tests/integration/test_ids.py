@@ -348,6 +348,23 @@ async def test_who_no_longer_waits_cancels_no_draw() -> None:
     assert sequence.draws == 1
 
 
+async def test_a_draw_that_nobody_waits_for_any_more_is_ended() -> None:
+    """It may never be answered; who comes next draws anew."""
+    sequence = Sequence()
+    sequence.open.clear()
+    ids = IdSource(sequence.draw)
+    waiters = [asyncio.create_task(ids.take(1)) for _ in range(2)]
+    await settle()
+    for waiter in waiters:
+        waiter.cancel()
+    await settle()
+    assert all(waiter.cancelled() for waiter in waiters)
+    sequence.open.set()
+    async with asyncio.timeout(1):
+        await ids.take(1)
+    assert sequence.draws == 2
+
+
 async def test_a_draw_that_fails_is_told_and_tried_again() -> None:
     """The error of a draw reaches who waits for it; who asks next draws anew."""
     sequence = Sequence()

@@ -93,7 +93,7 @@ class PsycopgUnitOfWork(ReadingUnitOfWork):
         self._transaction: AbstractAsyncContextManager[AsyncTransaction] | None = None
         """Ours, unless the unit is inside the host's."""
         self._sent: Sequence[Statement[Any]] = ()
-        """What was sent and not undone, where the unit may end in doubt."""
+        """What a unit was made of that was interrupted; kept of each, it would be a cycle."""
         self._savepoints: Savepoints
         """Of the open transaction, or of the last one."""
         self._has_foreign_sql: bool
@@ -148,7 +148,7 @@ class PsycopgUnitOfWork(ReadingUnitOfWork):
         try:
             error = await inquiry.run(self._retry, lost)
         finally:
-            self._outcome = inquiry.outcome
+            self._outcome, self._sent = inquiry.outcome, statements
             for step, result in zip(writes, inquiry.results, strict=False):
                 step.carried_out(result)
         if error is not None:
@@ -196,7 +196,7 @@ class PsycopgUnitOfWork(ReadingUnitOfWork):
             group.leave(seat)
 
     async def _send_alone(self, writes: list[RegisteredWrite[Any]]) -> None:
-        statements = self._sent = [statement_of(step) for step in writes]
+        statements = [statement_of(step) for step in writes]
         connection = await self._connections.borrow()
         commands: list[Command] = []
         cursors: list[Cursor] = []
@@ -207,7 +207,7 @@ class PsycopgUnitOfWork(ReadingUnitOfWork):
         except CommandFailedError as failure:
             raise self._judge(failure.error, connection, statements) from failure.error
         except BaseException:
-            self._outcome = judge_interrupted(cursors, connection)
+            self._outcome, self._sent = judge_interrupted(cursors, connection), statements
             raise
         finally:
             try:
@@ -280,7 +280,7 @@ class PsycopgUnitOfWork(ReadingUnitOfWork):
             outcome = self._outcome
             raise judged from error
         except BaseException:
-            outcome = await await_commit(task)
+            outcome, self._sent = await await_commit(task), self._savepoints.sent
             raise
         finally:
             await self._end(outcome)
@@ -327,7 +327,6 @@ class PsycopgUnitOfWork(ReadingUnitOfWork):
             raise
         self._connection, self._transaction = connection, transaction
         self._savepoints = Savepoints(in_host_transaction=False, limit=self._limit)
-        self._sent = self._savepoints.sent
         self._has_foreign_sql = False
 
     async def _end(self, outcome: Outcome) -> None:
