@@ -342,7 +342,7 @@ class AsyncUnitOfWork(ABC):
         try:
             await self._undo(block)
         except BaseException as error:
-            known = block.error if isinstance(block.error, StoreError) else error
+            known = block.error if isinstance(block.error, StoreError | UnitOfWorkMisuse) else error
             self._mark_failed(self._blocks[0], known)
             await self._abort()
             if not isinstance(error, ConversationStoreError):
