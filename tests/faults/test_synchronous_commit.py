@@ -8,8 +8,9 @@ is stored on the replica as well.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import pytest
 from failover import synchronous_pair
@@ -18,6 +19,7 @@ from postgres_cluster import Cluster, Server
 from store_fixtures import turn
 
 from conversation_store import (
+    AsyncUnitOfWork,
     CommitOutcomeUnknown,
     ConversationStore,
     Outcome,
@@ -195,3 +197,58 @@ async def test_what_the_replica_lacks_at_the_deadline_is_unknown(pair: Pair) -> 
             await asyncio.to_thread(pair.replica.start)
     assert isinstance(caught.value.tried[-1], StoreTimeout)
     assert uow.outcome is Outcome.UNKNOWN
+
+
+async def one_write(uow: AsyncUnitOfWork, conversation_id: int) -> None:
+    """Send one statement."""
+    await append_messages(uow, conversation_id=conversation_id, drafts=turn(1))
+
+
+async def two_writes(uow: AsyncUnitOfWork, conversation_id: int) -> None:
+    """Send a transaction in one flush."""
+    async with uow:
+        for number in range(2):
+            uow.messages.append(conversation_id, turn(number))
+
+
+async def a_read_and_a_write(uow: AsyncUnitOfWork, conversation_id: int) -> None:
+    """Send a COMMIT by itself."""
+    async with uow:
+        uow.messages.append(conversation_id, turn(1))
+        await uow.conversations.get(conversation_id)
+
+
+@pytest.mark.parametrize("write", [one_write, two_writes, a_read_and_a_write])
+@pytest.mark.parametrize("together", [False, True])
+async def test_what_is_cancelled_while_it_waits_for_the_replica_is_unknown(
+    pair: Pair,
+    write: Callable[[AsyncUnitOfWork, int], Coroutine[Any, Any, None]],
+    together: bool,
+) -> None:
+    """The server then says that it is committed, and warns: here, and perhaps not there."""
+    async with ConversationStore.connect(pair.primary.dsn, coalesce=together) as store:
+        await store.migrate()
+        started = [
+            await start_conversation(
+                store.unit_of_work(), user_id="cancelled", session_id=uuid4().hex, drafts=[]
+            )
+            for _ in range(4)
+        ]
+        await asyncio.to_thread(pair.replica.stop)
+        try:
+            units = [store.unit_of_work() for _ in started]
+            tasks = [
+                asyncio.create_task(write(uow, conversation.id))
+                for uow, (conversation, _) in zip(units, started, strict=True)
+            ]
+            assert await waiting_backend(pair.primary, tasks[0]) is not None
+            await asyncio.sleep(0.2)  # the others wait too
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        finally:
+            await asyncio.to_thread(pair.replica.start)
+
+    assert all(task.cancelled() for task in tasks)
+    assert Outcome.COMMITTED not in {uow.outcome for uow in units}
+    assert units[0].outcome is Outcome.UNKNOWN

@@ -38,6 +38,9 @@ _MOST_READS: Final = 16
 _REFUSED: Final = "_conversation_store_refused"
 """The attribute of a connection that is not to be given out again."""
 
+_WARNED: Final = "_conversation_store_warned"
+"""The attribute of a connection that says whether the server warned since it was borrowed."""
+
 _Manner: TypeAlias = tuple[bool, IsolationLevel | None]
 
 
@@ -54,6 +57,8 @@ class Connections(ABC):
     async def borrow(self) -> Connection:
         """Give a connection. Errors: StoreTimeout, StoreUnavailable."""
         connection = await self._take()
+        if connection.__dict__.get(_WARNED, True):
+            _watch(connection)
         if connection.autocommit and connection.isolation_level is IsolationLevel.READ_COMMITTED:
             return connection
         manner = connection.autocommit, connection.isolation_level
@@ -122,6 +127,28 @@ async def clean(connection: Connection) -> None:
         raise
     if not is_idle(connection):
         cut(connection)
+
+
+def has_warned(connection: Connection) -> bool:
+    """Whether the server warned of something since the connection was borrowed.
+
+    A COMMIT that is cancelled while it waits for the synchronous standbys succeeds, with a warning
+    that it perhaps did not reach them.
+    """
+    return bool(connection.__dict__.get(_WARNED, False))
+
+
+def _watch(connection: Connection) -> None:
+    """Note from now on whether the server warns of something."""
+    attributes = connection.__dict__
+    if _WARNED not in attributes:
+
+        def note(diagnostic: psycopg.errors.Diagnostic) -> None:
+            if diagnostic.severity_nonlocalized == "WARNING":
+                attributes[_WARNED] = True
+
+        connection.add_notice_handler(note)
+    attributes[_WARNED] = False
 
 
 def is_idle(connection: Connection) -> bool:
