@@ -35,7 +35,7 @@ from soak_load import Meter, SoakLoad
 
 from conversation_store import ConversationStore, erase_user
 
-ROUND: Final = 15.0
+ROUND: Final = 20.0
 """Seconds of load between two judgements."""
 PAUSE: Final = 2.0
 """Seconds between two faults, on average."""
@@ -105,6 +105,7 @@ class Soak:
         self.seed = seed
         self.meter = Meter()
         self.told: Counter[str] = Counter()
+        self._is_loaded = False
 
     async def run(self) -> Report:
         """Load and harm, round after round, until the time is over."""
@@ -153,9 +154,11 @@ class Soak:
         )
         async with faults.paused():
             await load.__aenter__()
+        self._is_loaded = True
         try:
             await asyncio.sleep(max(1.0, min(ROUND, left)))
         finally:
+            self._is_loaded = False
             await load.__aexit__()
         async with faults.paused():
             await self._quiet()
@@ -190,20 +193,20 @@ class Soak:
         return await asyncio.to_thread(fetch)
 
     async def _sample(self, stores: Sequence[ConversationStore]) -> None:
-        """Note once a second what must not grow."""
+        """Note once a second what must not grow, while there is load."""
         pools = [store._adapter._pool for store in stores]  # type: ignore[attr-defined]
         while True:
-            self.meter.turn_over()
-            self.report.samples.append(
-                {
-                    "at": round(self.meter.now, 1),
-                    "rss_mb": round(resident_megabytes(), 1),
-                    "files": open_files(),
-                    "tasks": len(asyncio.all_tasks()),
-                    "pooled": sum(pool.get_stats()["pool_size"] for pool in pools),
-                }
-            )
             await asyncio.sleep(1)
+            self.meter.turn_over()
+            sample = {
+                "at": round(self.meter.now, 1),
+                "rss_mb": round(resident_megabytes(), 1),
+                "files": open_files(),
+                "tasks": len(asyncio.all_tasks()),
+                "pooled": sum(pool.get_stats()["pool_size"] for pool in pools),
+            }
+            if self._is_loaded:
+                self.report.samples.append(sample)
 
 
 def open_files() -> int:
