@@ -349,11 +349,15 @@ class Writer:
 
         return await self.call(noted)
 
+    def new_unit(self) -> AsyncUnitOfWork:
+        """Take a unit of work."""
+        return self.store.unit_of_work()
+
     async def call(self, work: Work[T]) -> T | None:
         """Do something in a unit of work; return its result, None after a fault."""
         began = time.monotonic()
         try:
-            result = await work(self.store.unit_of_work())
+            result = await work(self.new_unit())
         except OF_A_FAULT as error:
             self.load.note(error, began)
             await asyncio.sleep(PAUSE)

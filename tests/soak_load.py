@@ -39,6 +39,9 @@ CANCELLED: Final = 0.05
 """The part of the calls that are cancelled, if they last so long."""
 PATIENCE: Final = 0.01
 """Seconds after which they are, on average."""
+LIMITED: Final = 0.1
+"""The part of the units that are given a timeout."""
+TIMEOUTS: Final = (0.05, 0.5, 5.0)
 BUCKET: Final = 2.0
 """Seconds whose latencies are told together."""
 
@@ -122,6 +125,11 @@ class SoakWriter(Writer):
         for each in self.random.sample(rest, 3):
             if not self.load.ends:
                 await each()
+
+    def new_unit(self) -> AsyncUnitOfWork:
+        """Take a unit of work, at times one that has little time."""
+        timeout = self.random.choice(TIMEOUTS) if self.random.random() < LIMITED else None
+        return self.store.unit_of_work(timeout=timeout)
 
     async def call(self, work: Work[T]) -> T | None:
         """Do something in a unit of work; at times cancel it."""
