@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from soak import soak
+from soak import Report, soak
 
 
 async def test_a_soak_of_some_seconds_finds_nothing() -> None:
@@ -17,3 +17,15 @@ async def test_a_soak_of_some_seconds_finds_nothing() -> None:
     assert len(report.faults) >= 2
     assert len(report.buckets) >= 3
     assert report.grown
+
+
+def test_what_grows_is_a_violation() -> None:
+    """The median of the last fifth of the samples is held against that of the second."""
+    report = Report(seconds=600, tasks=1)
+    for second in range(600):
+        steady = {"files": 60.0, "tasks": 90.0, "pooled": 16.0}
+        report.samples.append({"at": second, "rss_mb": 50 + second / 30} | steady)
+
+    report.judge_growth()
+
+    assert report.violations == ["rss_mb grew from 55.9833 to 67.9833"]
