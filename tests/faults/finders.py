@@ -29,9 +29,9 @@ from conversation_store import (
 )
 from conversation_store.adapters.postgres.statement import Statement
 
+from .case import SCHEMA, STATUS
 from .matrix import Matrix, prepare
 from .proxy import Kind
-from .scenarios import SCHEMA, STATUS
 
 ONCE: Final = Retry(attempts=1)
 MISSING: Final = 4_000_000_000_000

@@ -16,9 +16,10 @@ from psycopg import sql
 
 from conversation_store import ConversationStore, ConversationStoreError, StoreError, StoreTimeout
 
+from . import scenarios, units  # noqa: F401 - they enter themselves
+from .case import PATIENCE, SCENARIOS, SCHEMA, Case, Scenario
 from .proxy import Fault, FaultProxy, Kind, Way
 from .pulse import Pulse
-from .scenarios import PATIENCE, SCENARIOS, SCHEMA, Case, Scenario
 
 AT_ONCE: Final = 16
 """So many lanes at once; a lane is a store behind a proxy, and faults that it meets in turn."""
@@ -77,6 +78,8 @@ class Matrix:
     """Of the stores behind the proxy."""
     tries_again: bool = False
     """Whether that is to mend what can be mended: see Scenario.may_raise."""
+    prepared: bool = False
+    """Whether statements are prepared when the fault comes: each case is played well before."""
     harm: str = ""
     """SQL that is run beforehand, with {} for the schema."""
     ledger: Ledger = field(init=False)
@@ -126,8 +129,8 @@ class Matrix:
     async def record(self, scenario: Scenario) -> dict[Way, list[str]]:
         """Return the messages of a scenario that meets no fault."""
         async with self._behind_proxy(scenario) as (proxy, store):
-            case = self._case(scenario, proxy, store, None)
-            await scenario.play(case)
+            for _ in range(1 + self.prepared):
+                await scenario.play(self._case(scenario, proxy, store, None))
             return proxy.seen
 
     @asynccontextmanager
@@ -142,7 +145,7 @@ class Matrix:
                 schema=SCHEMA,
                 min_size=1,
                 max_size=1,
-                prepare_threshold=None,
+                prepare_threshold=0 if self.prepared else None,
                 coalesce=scenario.coalesce,
                 **self.options,
             ) as store:
@@ -175,6 +178,8 @@ class Matrix:
     async def _run_lane(self, scenario: Scenario, faults: Sequence[Fault]) -> None:
         async with self._behind_proxy(scenario) as (proxy, store):
             for fault in faults:
+                if self.prepared:
+                    await scenario.play(self._case(scenario, proxy, store, None))
                 case = self._case(scenario, proxy, store, fault)
                 complaint = await self._run_case(scenario, case)
                 if complaint:

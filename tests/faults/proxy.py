@@ -50,12 +50,13 @@ class Kind(StrEnum):
 
 
 SIGNALS: Final = {
-    Kind.TERMINATE: "SELECT pg_terminate_backend(%s, 5000)",
+    Kind.TERMINATE: "SELECT pg_terminate_backend(%s)",
     Kind.CANCEL: "SELECT pg_cancel_backend(%s)",
 }
 ENDS: Final = set(Kind) - {Kind.DELAY, Kind.CANCEL}
 """After these the connection is over."""
 ANSWERED: Final = {b"S", b"Q"}  # Sync, Query
+ANSWERS: Final = {b"Z", b"G"}  # ReadyForQuery; CopyInResponse, after which a Sync is not answered
 DELAY: Final = 0.01
 QUIET: Final = 0.02
 """Seconds in which the server carries out what it does not answer yet."""
@@ -180,6 +181,7 @@ class _Link:
         self._pid = 0
         self._mute = False
         self._answered = asyncio.Event()
+        self._server_left = asyncio.Event()
         self._ended = asyncio.Event()
 
     async def run(self) -> None:
@@ -229,11 +231,13 @@ class _Link:
                     continue
                 fault = self._proxy.look_at(self, way, message)
                 passes = fault is None or await self._suffer(fault, message, writer)
-                if way is Way.TO_CLIENT and message.kind == b"Z":
+                if way is Way.TO_CLIENT and message.kind in ANSWERS:
                     self._answered.set()
                 if passes and not (self._mute and way is Way.TO_CLIENT):
                     writer.write(bytes(message))
                     await writer.drain()
+        if way is Way.TO_CLIENT:
+            self._server_left.set()
         writer.close()
 
     def _passes(self, way: Way, message: Message) -> bool:
@@ -272,5 +276,7 @@ class _Link:
                 return True
             case Kind.TERMINATE | Kind.CANCEL:
                 await self._proxy.signal(fault.kind, self._pid)
+                if fault.kind is Kind.TERMINATE and fault.way is Way.TO_SERVER:
+                    await self._server_left.wait()
                 return True
         return False

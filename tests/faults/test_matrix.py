@@ -6,9 +6,9 @@ import inspect
 from collections.abc import Sequence
 
 import pytest
-from faults.matrix import Matrix
+from faults.case import SCENARIOS
+from faults.matrix import Matrix, Report
 from faults.proxy import Kind
-from faults.scenarios import SCENARIOS
 from ledger import left_in_transaction
 
 import conversation_store
@@ -32,8 +32,20 @@ def test_every_service_function_is_played() -> None:
     assert len(service_functions()) >= 17
 
 
-MENDED = (Kind.RESET, Kind.TERMINATE)
-"""What is played where units are tried again; what else ends a connection is like these."""
+MENDED = (Kind.RESET, Kind.LOSE, Kind.TERMINATE)
+"""What is played where units are tried again; what else ends a connection is like one of these."""
+
+
+ENDS = (Kind.RESET, Kind.LOSE, Kind.TERMINATE, Kind.CANCEL)
+
+
+def said(name: str, report: Report) -> str:
+    """Return what a run found, in a line."""
+    ends = ", ".join(f"{count} {end}" for end, count in report.ends.most_common())
+    time = f"; out of a black hole after {report.slowest:.2f} s" if report.slowest else ""
+    return (
+        f"faults, {name}: {report.cases} cases ({ends}), {len(report.complaints)} violations{time}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -49,11 +61,25 @@ async def test_nothing_is_lost_or_doubled(
     """
     matrix = Matrix(dsn, {"retry": retry}, tries_again=retry.attempts > 1)
     report = await matrix.play(kinds=kinds)
-    ends = ", ".join(f"{count} {end}" for end, count in report.ends.most_common())
-    fault_report.append(
-        f"faults, {name}: {report.cases} cases of {len(SCENARIOS)} scenarios"
-        f" ({ends}), {len(report.complaints)} violations; out of a black hole"
-        f" {report.slowest:.2f} s after it was cancelled"
-    )
+    fault_report.append(said(name, report))
     assert report.complaints == []
     assert await left_in_transaction(dsn) == []
+
+
+PREPARED = (
+    "append_messages",
+    "append_messages with a request_id",
+    "get_conversation",
+    "two writes at once",
+    "an inner block rolled back",
+    "appends that travel together",
+)
+
+
+async def test_nothing_is_lost_where_statements_are_prepared(
+    dsn: str, fault_report: list[str]
+) -> None:
+    """What is sent then has no texts; and a connection must not believe in what was lost."""
+    report = await Matrix(dsn, tries_again=True, prepared=True).play(PREPARED, ENDS)
+    fault_report.append(said("prepared statements", report))
+    assert report.complaints == []

@@ -1,0 +1,133 @@
+"""The scenarios of units that do several things."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from ledger import Change, Turn
+
+from conversation_store import (
+    AsyncUnitOfWork,
+    CommitOutcomeUnknown,
+    Message,
+    Status,
+    StoreUnavailable,
+    append_messages,
+    start_conversation,
+)
+
+from .case import MARK, SCHEMA, STATUS, Case, scenario
+
+# Units made of several ----------------------------------------------------------------------------
+
+
+@scenario("two writes at once")
+async def _two(case: Case) -> None:
+    first, second = (await case.started())[0], (await case.started())[0]
+    turn = case.ledger.turn(first)
+    change = Change(STATUS, (second,), "active", "closed")
+    async with case.played(turn, changes=[change]) as uow:
+        async with uow:
+            appended = uow.messages.append(first, turn.drafts())
+            uow.conversations.set_status(second, Status.CLOSED)
+        turn.placed(await appended)
+
+
+@scenario("a read between two writes", may_raise=(StoreUnavailable,))
+async def _interactive(case: Case) -> None:
+    conversation, _ = await case.started()
+    turns = [case.ledger.turn(conversation) for _ in range(2)]
+    async with case.played(*turns) as uow:
+        async with uow:
+            one = uow.messages.append(conversation, turns[0].drafts())
+            assert (await uow.conversations.get(conversation)).message_count == 4
+            two = uow.messages.append(conversation, turns[1].drafts())
+        turns[0].placed(await one)
+        turns[1].placed(await two)
+
+
+@scenario("service functions in one block", may_raise=(StoreUnavailable,))
+async def _nested(case: Case) -> None:
+    conversation, _ = await case.started()
+    turns = [case.ledger.turn(conversation), case.ledger.turn(None)]
+    async with case.played(*turns) as uow:
+        async with uow:
+            one = await append_messages(uow, conversation_id=conversation, drafts=turns[0].drafts())
+            _, two = await start_conversation(
+                uow, user_id="u", session_id=turns[1].contents[0], drafts=turns[1].drafts()
+            )
+        turns[0].placed(one)
+        turns[1].placed(two)
+
+
+@scenario("run of a read between two writes")
+async def _run(case: Case) -> None:
+    conversation, _ = await case.started()
+    turns = [case.ledger.turn(conversation) for _ in range(2)]
+
+    async def work(uow: AsyncUnitOfWork) -> list[list[Message]]:
+        one = uow.messages.append(conversation, turns[0].drafts())
+        await uow.conversations.get(conversation)
+        two = uow.messages.append(conversation, turns[1].drafts())
+        return [await one, await two]
+
+    async with case.played(*turns, is_its_own=False):
+        for turn, messages in zip(turns, await case.store.run(work), strict=True):
+            turn.placed(messages)
+
+
+@scenario("an inner block rolled back", may_raise=(StoreUnavailable,))
+async def _inner_rollback(case: Case) -> None:
+    conversation, _ = await case.started()
+    turn = case.ledger.turn(conversation)
+    async with case.played(turn) as uow:
+        async with uow:
+            appended = uow.messages.append(conversation, turn.drafts())
+            async with uow:
+                dropped = case.ledger.turn(conversation).drafts()  # which nobody intends to store
+                await uow.messages.append(conversation, dropped)
+                await uow.rollback()
+        turn.placed(await appended)
+
+
+@scenario("appends that travel together", coalesce=True)
+async def _together(case: Case) -> None:
+    conversations = [(await case.started())[0] for _ in range(3)]
+    turns = [case.ledger.turn(conversation) for conversation in conversations]
+
+    async def append(turn: Turn) -> None:
+        uow = case.store.unit_of_work()
+        assert turn.conversation_id is not None
+        with case.ledger.unit(turn, uow=uow, note=case.name):
+            messages = await append_messages(
+                uow, conversation_id=turn.conversation_id, drafts=turn.drafts()
+            )
+            turn.placed(messages)
+
+    await append(case.ledger.turn(conversations[0]))  # alone: others are not waited for then
+    async with case.played():
+        ends = await asyncio.gather(*map(append, turns), return_exceptions=True)
+        for end in ends:
+            if end is not None:
+                raise end
+
+
+@scenario(
+    "SQL of the host",
+    raises_the_drivers=True,
+    may_raise=(StoreUnavailable, CommitOutcomeUnknown),
+)
+async def _host(case: Case) -> None:
+    conversation, _ = await case.started()
+    turn = case.ledger.turn(conversation)
+    change = Change(MARK, (conversation,), None, "host")
+    query = (
+        f"""UPDATE {SCHEMA}.ai_conversations SET metadata = '{{"mark": "host"}}' WHERE id = %s"""
+    )
+    async with case.played(turn, changes=[change]) as uow:
+        async with uow:
+            appended = uow.messages.append(conversation, turn.drafts())
+            connection: Any = await uow.connection()
+            await connection.execute(query, [conversation])
+        turn.placed(await appended)
