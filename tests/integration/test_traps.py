@@ -18,6 +18,7 @@ from store_fixtures import draft, open_store, turn
 from conversation_store import (
     CommitOutcomeUnknown,
     ConversationNotFound,
+    ConversationRecord,
     ConversationStore,
     NewConversation,
     Outcome,
@@ -32,6 +33,7 @@ from conversation_store import (
     close_conversation,
     get_conversation,
     get_or_start_conversation,
+    import_conversations,
     latest_messages,
     list_conversations,
     messages_after,
@@ -142,6 +144,30 @@ async def test_reads_hold_nothing(narrow: ConversationStore, dsn: str) -> None:
 
 
 # Prepared statements after failures ---------------------------------------------------------------
+
+
+async def test_all_statements_may_be_prepared_at_once(dsn: str, migrated: set[str]) -> None:
+    """Where the host has every statement prepared, those texts are not that hold several.
+
+    They migrate, undo an inner block, and undo a batch of an import that was raced.
+    """
+    record: ConversationRecord = {"user_id": "u", "session_id": "raced", "messages": []}
+    migrated.discard("prepared")
+    options: dict[str, Any] = {"min_size": 2, "prepare_threshold": 0}
+    async with open_store(dsn, "prepared", migrated, **options) as store:
+        conversation = await start(store)
+        async with store.unit_of_work() as uow:
+            uow.messages.append(conversation, turn(1))
+            with pytest.raises(ConversationNotFound):
+                await append_messages(uow, conversation_id=MISSING, drafts=turn(2))
+        async with store.unit_of_work() as holding:
+            await holding.conversations.add(NewConversation(user_id="u", session_id="raced"))
+            skipping = asyncio.create_task(
+                import_conversations(store.unit_of_work(), records=[record], on_duplicate="skip")
+            )
+            await asyncio.sleep(0.2)
+        assert (await skipping).skipped == 1
+        assert await count(store, conversation) == 2
 
 
 @pytest.mark.parametrize("kind", ["whole", "inner block", "hosts transaction"])

@@ -146,7 +146,7 @@ async def _is_copied(connection: Connection, texts: Texts, placed: list[_Placed]
     else:
         return True
     try:
-        await new_cursor(connection).execute(_UNDO)
+        await new_cursor(connection).execute(_UNDO, prepare=False)
     except psycopg.Error as error:
         raise translate(error) from error
     return False

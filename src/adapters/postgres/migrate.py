@@ -160,7 +160,7 @@ async def _missing(
 
 
 async def _run(connection: Connection, text: str) -> None:
-    await new_cursor(connection).execute(text.encode())
+    await new_cursor(connection).execute(text.encode(), prepare=False)
 
 
 async def _rows(connection: Connection, text: str) -> list[Row]:

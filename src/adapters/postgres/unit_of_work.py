@@ -357,7 +357,9 @@ class PsycopgUnitOfWork(ReadingUnitOfWork):
         if keep:
             commands.append(b"SAVEPOINT " + savepoint)
         try:
-            await in_time(new_cursor(connection).execute(b"; ".join(commands)), self._patience())
+            text = b"; ".join(commands)
+            undoing = new_cursor(connection).execute(text, prepare=False)
+            await in_time(undoing, self._patience())
         except psycopg.Error as error:
             raise translate(error) from error
 
