@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, Final
 
 import psycopg
@@ -54,14 +55,11 @@ def _set(module: object, name: str, value: object) -> Callable[[pytest.MonkeyPat
 
 
 def _new_ids(patch: pytest.MonkeyPatch) -> None:
-    script_of = statement.script_of
+    def with_other_ids(one: statement.Statement[Any]) -> statement.Command:
+        one.ids = [id_ + 10**12 for id_ in one.ids]
+        return statement.Command.of(one)
 
-    def with_other_ids(statements: Sequence[statement.Statement[Any]]) -> list[statement.Command]:
-        for one in statements:
-            one.ids = [id_ + 10**12 for id_ in one.ids]
-        return script_of(statements)
-
-    patch.setattr(inquiry, "script_of", with_other_ids)
+    patch.setattr(inquiry, "Command", SimpleNamespace(of=with_other_ids))
 
 
 def _no_inquiry(patch: pytest.MonkeyPatch) -> None:
