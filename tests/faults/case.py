@@ -48,6 +48,8 @@ class Case:
     fault: Fault | None
     ledger: Ledger
     pulse: Pulse
+    opening: bool = False
+    """Whether the fault comes while a connection is opened."""
     overtime: float = 0.0
     """Seconds that a call in a black hole took to end after it was cancelled."""
 
@@ -63,6 +65,8 @@ class Case:
         clock = asyncio.get_running_loop().time
         uow = self.store.unit_of_work()
         deadline = late = 0.0
+        if self.opening:
+            await self.proxy.end_all()
         try:
             async with asyncio.timeout(PATIENCE) as limit:
 
@@ -79,7 +83,7 @@ class Case:
                     note=self.name,
                 ):
                     self.proxy.when_dark = hurry
-                    self.proxy.arm(self.fault)
+                    self.proxy.arm(self.fault, opening=self.opening)
                     yield uow
         finally:
             if deadline:

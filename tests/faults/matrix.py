@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import psycopg
 from ledger import APPLICATION, Ledger, Told
@@ -22,11 +22,12 @@ from .proxy import Fault, FaultProxy, Kind, Way
 from .pulse import Pulse
 
 AT_ONCE: Final = 16
-"""So many lanes at once; a lane is a store behind a proxy, and faults that it meets in turn."""
-HOLES_AT_ONCE: Final = 48
-"""Those in a black hole do nothing but wait."""
+"""So many lanes at once."""
+WAITING_AT_ONCE: Final = 48
+"""Those that do nothing but wait: in a black hole, or for the pool's next try to connect."""
 LONGEST_LANE: Final = 40
 LONGEST_HOLE: Final = 12
+LONGEST_OPENING: Final = 2
 GRACE: Final = 0.5
 """Seconds within which a call has ended that was cancelled."""
 MORE_TRIES: Final = 2
@@ -60,6 +61,14 @@ class Report:
         return self.ends.total()
 
 
+class Lane(NamedTuple):
+    """A store behind a proxy, and the faults that it meets in turn."""
+
+    scenario: Scenario
+    faults: Sequence[Fault]
+    waits: bool
+
+
 async def prepare(dsn: str, harm: str = "") -> None:
     """Make an empty store in a schema of its own, then do what harm is to be done to it."""
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
@@ -82,6 +91,8 @@ class Matrix:
     """Whether that is to mend what can be mended: see Scenario.may_raise."""
     prepared: bool = False
     """Whether statements are prepared when the fault comes: each case is played well before."""
+    opening: bool = False
+    """Whether the fault comes while a connection is opened: there is none then."""
     harm: str = ""
     """SQL that is run beforehand, with {} for the schema."""
     ledger: Ledger = field(init=False)
@@ -103,30 +114,27 @@ class Matrix:
             await psycopg.AsyncConnection.connect(self.dsn, autocommit=True) as self._control,
         ):
             lanes = [
-                (scenario, faults)
+                lane
                 for scenario in (SCENARIOS[name] for name in names)
                 if self.tries_again or not scenario.needs_retry
-                for faults in _lanes(scenario, await self.record(scenario), kinds)
+                for lane in self._lanes(scenario, await self.record(scenario), kinds)
             ]
             # First those that wait in black holes, for these are also held to a time.
-            holes = [lane for lane in lanes if lane[1][0].kind is Kind.HOLE]
-            await self._run_lanes(holes, HOLES_AT_ONCE)
-            await self._run_lanes([lane for lane in lanes if lane not in holes], AT_ONCE)
+            await self._run_lanes([lane for lane in lanes if lane.waits], WAITING_AT_ONCE)
+            await self._run_lanes([lane for lane in lanes if not lane.waits], AT_ONCE)
         self.report.complaints += await asyncio.to_thread(self.ledger.violations)
         return self.report
 
-    async def _run_lanes(
-        self, lanes: Sequence[tuple[Scenario, Sequence[Fault]]], at_once: int
-    ) -> None:
+    async def _run_lanes(self, lanes: Sequence[Lane], at_once: int) -> None:
         free = asyncio.Semaphore(at_once)
 
-        async def run(scenario: Scenario, faults: Sequence[Fault]) -> None:
+        async def run(lane: Lane) -> None:
             async with free:
-                await self._run_lane(scenario, faults)
+                await self._run_lane(lane.scenario, lane.faults)
 
         async with asyncio.TaskGroup() as tasks:
             for lane in lanes:
-                tasks.create_task(run(*lane))
+                tasks.create_task(run(lane))
 
     async def record(self, scenario: Scenario) -> dict[Way, list[str]]:
         """Return the messages of a scenario that meets no fault."""
@@ -164,7 +172,7 @@ class Matrix:
         fault: Fault | None,
     ) -> Case:
         name = f"{scenario.name}, {fault or 'no fault'}"
-        return Case(name, store, self._beside, proxy, fault, self.ledger, self._pulse)
+        return Case(name, store, self._beside, proxy, fault, self.ledger, self._pulse, self.opening)
 
     async def _left_over(self, application: str) -> list[Any]:
         """Return what a store left on the server: more than its one connection, or that at work."""
@@ -234,20 +242,20 @@ class Matrix:
             return f"was not tried again: {error!r}"
         return None
 
-
-def _lanes(
-    scenario: Scenario, messages: Mapping[Way, Sequence[str]], kinds: Collection[Kind]
-) -> Iterator[Sequence[Fault]]:
-    """Give the faults of a scenario, those of one kind for one store."""
-    for kind in kinds:
-        if kind is Kind.HOLE and scenario.raises_the_drivers:
-            continue  # the driver's own calls wait 10 s there
-        faults = [
-            Fault(way, number, kind)
-            for way in Way
-            if kind in KINDS[way]
-            for number in range(len(messages[way]))
-        ]
-        size = LONGEST_HOLE if kind is Kind.HOLE else LONGEST_LANE
-        for start in range(0, len(faults), size):
-            yield faults[start : start + size]
+    def _lanes(
+        self, scenario: Scenario, messages: Mapping[Way, Sequence[str]], kinds: Collection[Kind]
+    ) -> Iterator[Lane]:
+        """Give the faults of a scenario, those of one kind for one store."""
+        for kind in kinds:
+            if kind is Kind.HOLE and scenario.raises_the_drivers:
+                continue  # the driver's own calls wait 10 s there
+            faults = [
+                Fault(way, number, kind)
+                for way in Way
+                if kind in KINDS[way]
+                for number in range(len(messages[way]))
+            ]
+            waits = self.opening or kind is Kind.HOLE
+            size = (LONGEST_OPENING if self.opening else LONGEST_HOLE) if waits else LONGEST_LANE
+            for start in range(0, len(faults), size):
+                yield Lane(scenario, faults[start : start + size], waits)

@@ -85,6 +85,8 @@ class FaultProxy:
         self.seen: dict[Way, list[str]] = {}
         """The kinds of the messages since the proxy was armed; it counts while it is armed."""
         self.fired = False
+        self.opening = False
+        """Whether the messages that open a connection are counted, instead of those that follow."""
         self.when_dark: Callable[[], None] | None = None
         """Called when a black hole begins."""
         self.light = asyncio.Event()
@@ -109,15 +111,17 @@ class FaultProxy:
     async def __aexit__(self, *exc: object) -> None:
         self._server.close()
         self.heal()
-        for link in list(self._links):
-            link.end(reset=True)
-            await link.over.wait()
+        await self.end_all()
         await self._server.wait_closed()
 
-    def arm(self, fault: Fault | None) -> None:
-        """Count messages from now on, and do harm at the one that the fault names."""
+    def arm(self, fault: Fault | None, *, opening: bool = False) -> None:
+        """Count messages from now on, and do harm at the one that the fault names.
+
+        With `opening`, those messages count that open a connection.
+        """
         self.seen = {way: [] for way in Way}
         self._fault, self._armed, self.fired = fault, True, False
+        self.opening = opening
 
     def disarm(self) -> None:
         """Do no more harm."""
@@ -135,6 +139,12 @@ class FaultProxy:
             if link.in_hole:
                 link.end(reset=True)
         self.light.set()
+
+    async def end_all(self) -> None:
+        """End all connections that there are."""
+        for link in list(self._links):
+            link.end(reset=True)
+            await link.over.wait()
 
     async def settled(self) -> None:
         """Wait until both sides know of a connection that was ended."""
@@ -225,7 +235,7 @@ class _Link:
                 opens = False
                 if self.in_hole:
                     await self._ended.wait()
-                if self._passes(way, message):
+                if self._opens_or_closes(way, message) is not self._proxy.opening:
                     writer.write(bytes(message))
                     await writer.drain()
                     continue
@@ -240,8 +250,8 @@ class _Link:
             self._server_left.set()
         writer.close()
 
-    def _passes(self, way: Way, message: Message) -> bool:
-        """Pass without a look what opens and closes a connection."""
+    def _opens_or_closes(self, way: Way, message: Message) -> bool:
+        """Whether a message is one of those that open a connection, or close it."""
         if way is Way.TO_CLIENT and not self._is_open:
             if message.kind == b"K":  # BackendKeyData
                 (self._pid,) = struct.unpack_from("!i", message.body)

@@ -83,3 +83,14 @@ async def test_nothing_is_lost_where_statements_are_prepared(
     report = await Matrix(dsn, tries_again=True, prepared=True).play(PREPARED, ENDS)
     fault_report.append(said("prepared statements", report))
     assert report.complaints == []
+
+
+async def test_nothing_is_lost_while_a_connection_is_opened(
+    dsn: str, fault_report: list[str]
+) -> None:
+    """The pool has no connection and opens one: a fault there costs a call nothing but time."""
+    kinds = (Kind.RESET, Kind.END, Kind.TRUNCATE, Kind.HOLE)
+    matrix = Matrix(dsn, {"retry": Retry(attempts=1)}, tries_again=True, opening=True)
+    report = await matrix.play(["append_messages"], kinds)
+    fault_report.append(said("opening a connection", report))
+    assert report.complaints == []
