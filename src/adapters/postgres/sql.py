@@ -309,7 +309,7 @@ ERASE_USER: Final[LiteralString] = """
 WITH seen AS MATERIALIZED (
     SELECT id FROM {conversations} WHERE user_id = %(owner)s ORDER BY id FOR UPDATE
 ), gone AS (
-    DELETE FROM {conversations} AS c USING seen WHERE c.id = seen.id RETURNING c.message_count
+    DELETE FROM {conversations} WHERE id = ANY(ARRAY(SELECT id FROM seen)) RETURNING message_count
 )
 SELECT count(*), coalesce(sum(message_count), 0)::bigint FROM gone
 """
