@@ -34,22 +34,29 @@ async def run_unit(
     driver that mean these, raised by SQL of the host's; nothing of the unit is stored then. A unit
     whose COMMIT was lost is never done again unless it is certain that it is not stored.
     """
+    outcome = Outcome.NOT_STARTED
 
     async def once() -> T:
+        nonlocal outcome
         uow = new_unit()
         try:
             async with uow:
                 return await work(uow)
         except Exception as error:
+            outcome = uow.outcome
             meaning = uow.meaning(error)
-            is_over = uow.outcome not in {Outcome.COMMITTED, Outcome.UNKNOWN}
-            if meaning is None or meaning is error or not (is_over and was_given_up(meaning)):
+            if meaning is None or meaning is error or not is_worth(meaning):
                 raise
             raise meaning from error
+
+    def is_worth(error: ConversationStoreError) -> bool:
+        may_be_stored = outcome in {Outcome.COMMITTED, Outcome.UNKNOWN}
+        # One that was tried was tried by the unit itself, as often as it may be.
+        return was_given_up(error) and not error.tried and not may_be_stored
 
     try:
         return await once()
     except ConversationStoreError as error:
-        if error.tried or not was_given_up(error):  # tried by the unit itself, as often as it may
+        if not is_worth(error):
             raise
-        return await try_again(retry, error, once)
+        return await try_again(retry, error, once, is_worth)

@@ -73,6 +73,24 @@ async def test_work_given_up_is_done_again(shared_store: ConversationStore) -> N
     assert await contents(shared_store, chat) == ["try 3"]
 
 
+async def test_what_the_unit_itself_tried_is_not_multiplied(
+    shared_store: ConversationStore,
+) -> None:
+    """Also not in a later try of the work."""
+    tries: list[int] = []
+
+    async def work(_: AsyncUnitOfWork) -> None:
+        tries.append(1)
+        error = StoreUnavailable(reason="for the test")
+        if len(tries) == 2:
+            error.tried = (StoreUnavailable(reason="for the test, before"),)
+        raise error
+
+    with pytest.raises(StoreUnavailable):
+        await run_unit(shared_store.unit_of_work, work, QUICK)
+    assert len(tries) == 2
+
+
 async def test_work_given_up_for_good(shared_store: ConversationStore) -> None:
     """The last error says what was tried."""
     chat = await start(shared_store)

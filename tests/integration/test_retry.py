@@ -202,3 +202,17 @@ async def test_a_unit_committed_by_the_host_is_not_done_again(
         await narrow.run(work)
     assert len(tries) == 1
     assert await contents(narrow, chat) == ["question 1", "answer 1"]
+
+
+async def test_what_may_be_stored_is_not_done_again(narrow: ConversationStore) -> None:
+    """SQL of the host's that ended the transaction, which it may not, may have stored it."""
+    chat = await start(narrow)
+
+    async def work(uow: AsyncUnitOfWork) -> None:
+        await uow.messages.append(chat, turn(1))
+        await (await uow.connection()).execute("COMMIT")
+        raise TransactionAborted(reason="for the test")
+
+    with pytest.raises(TransactionAborted):
+        await narrow.run(work)
+    assert await contents(narrow, chat) == ["question 1", "answer 1"]
