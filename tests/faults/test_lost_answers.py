@@ -504,6 +504,17 @@ async def test_another_start_came_before_the_request_arrived(
     assert await state(lossy) == before
 
 
+async def test_a_start_that_is_deleted_before_it_arrived(lossy: Lossy) -> None:
+    """What remains open: its ids are free again, so the first starts it once more."""
+    lossy.proxy.keep()
+    started, _ = await start_conversation(lossy.uow(), user_id="u", session_id="new")
+    await delete_conversation(lossy.direct.unit_of_work(), conversation_id=started.id)
+    await lossy.proxy.deliver()
+    found = await find_conversation(lossy.direct.unit_of_work(), user_id="u", session_id="new")
+    assert found is not None
+    assert found.id == started.id
+
+
 FOREIGN = """
 INSERT INTO operational.ai_messages (conversation_id, position, id, role, content, timestamp)
 SELECT id, 1, %s, 'user', 'of another', now() FROM operational.ai_conversations WHERE id = %s
