@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from ledger import Change, Ledger, Turn
+from pulse import Pulse
 
 from conversation_store import (
     AsyncUnitOfWork,
@@ -22,7 +23,6 @@ from conversation_store import (
 )
 
 from .proxy import Fault, FaultProxy
-from .pulse import Pulse
 
 SCHEMA: Final = "faults"
 PATIENCE: Final = 10.0

@@ -13,13 +13,13 @@ from typing import Any, Final, NamedTuple
 import psycopg
 from ledger import APPLICATION, Ledger, Told
 from psycopg import sql
+from pulse import Pulse
 
 from conversation_store import ConversationStore, ConversationStoreError, StoreError, StoreTimeout
 
 from . import scenarios, units  # noqa: F401 - they enter themselves
 from .case import PATIENCE, SCENARIOS, SCHEMA, Case, Scenario
 from .proxy import Fault, FaultProxy, Kind, Way
-from .pulse import Pulse
 
 AT_ONCE: Final = 16
 """So many lanes at once."""

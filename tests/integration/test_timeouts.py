@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg_pool import AsyncConnectionPool
+from pulse import within
 from store_fixtures import open_store, turn
 from wire_proxy import WireProxy
 from wired_store import SERVICE_FUNCTIONS, Wired, wired_store
@@ -200,7 +201,6 @@ async def test_the_hosts_transaction_has_its_own_limit_back(
 
 async def test_the_server_ends_what_nobody_waits_for_any_more(wired: Wired, dsn: str) -> None:
     """Also where no word gets through to it: the statement waits no longer than its limit."""
-    loop = asyncio.get_running_loop()
     uow = wired.store.unit_of_work(timeout=SOON)
     async with (
         locked(dsn, wired.conversation),
@@ -211,10 +211,9 @@ async def test_the_server_ends_what_nobody_waits_for_any_more(wired: Wired, dsn:
         )
         await asyncio.sleep(SOON / 2)
         wired.proxy.swallow()
-        began = loop.time()
-        with pytest.raises(CommitOutcomeUnknown):
-            await call
-        assert loop.time() - began < SOON / 2 + PROMISED
+        async with within(SOON / 2 + PROMISED):
+            with pytest.raises(CommitOutcomeUnknown):
+                await call
 
         async def waits() -> bool:
             cursor = await watch.execute(
@@ -237,12 +236,11 @@ async def test_the_server_ends_what_nobody_waits_for_any_more(wired: Wired, dsn:
 @pytest.mark.parametrize("name", ["append_messages", "get_message", "start_conversation"])
 async def test_in_a_black_hole_the_unit_ends_in_time(wired: Wired, name: str) -> None:
     """What left may be stored, what was only read is not in doubt."""
-    loop, uow = asyncio.get_running_loop(), wired.store.unit_of_work(timeout=SOON)
+    uow = wired.store.unit_of_work(timeout=SOON)
     wired.proxy.swallow()
-    began = loop.time()
-    with pytest.raises((StoreTimeout, CommitOutcomeUnknown)) as caught:
-        await SERVICE_FUNCTIONS[name](wired, uow)
-    assert loop.time() - began < SOON + PROMISED
+    async with within(SOON + PROMISED):
+        with pytest.raises((StoreTimeout, CommitOutcomeUnknown)) as caught:
+            await SERVICE_FUNCTIONS[name](wired, uow)
     is_read = name == "get_message"
     assert isinstance(caught.value, StoreTimeout if is_read else CommitOutcomeUnknown)
     assert uow.outcome is (Outcome.NOT_STARTED if is_read else Outcome.UNKNOWN)
@@ -270,7 +268,6 @@ async def test_an_interactive_unit_names_what_it_may_have_stored(wired: Wired) -
 
 async def test_all_tries_together_have_that_time(dsn: str, migrated: set[str]) -> None:
     """A connection that breaks at each try is tried again until the time is over."""
-    loop = asyncio.get_running_loop()
     async with open_store(dsn, "operational", migrated) as opened:
         chat, _ = await start_conversation(opened.unit_of_work(), user_id="u", session_id="s")
     async with (
@@ -280,10 +277,10 @@ async def test_all_tries_together_have_that_time(dsn: str, migrated: set[str]) -
         for connection in proxy.connections:
             connection.cut()
         proxy._server.close()  # whoever comes is refused
-        uow, began = store.unit_of_work(timeout=SOON), loop.time()
-        with pytest.raises(StoreTimeout) as caught:
-            await append_messages(uow, conversation_id=chat.id, drafts=turn(1))
-        assert loop.time() - began < SOON + PROMISED
+        uow = store.unit_of_work(timeout=SOON)
+        async with within(SOON + PROMISED):
+            with pytest.raises(StoreTimeout) as caught:
+                await append_messages(uow, conversation_id=chat.id, drafts=turn(1))
     assert "timeout of 0.2 s" in caught.value.reason
     assert uow.outcome in (Outcome.NOT_STARTED, Outcome.ROLLED_BACK)
 

@@ -34,3 +34,14 @@ class Pulse:
             due = clock() + BEAT
             await asyncio.sleep(BEAT)
             self.late += max(0.0, clock() - due)
+
+
+@asynccontextmanager
+async def within(seconds: float) -> AsyncGenerator[None]:
+    """Check that a block takes so long at most, apart from how late the event loop is."""
+    pulse, clock = Pulse(), asyncio.get_running_loop().time
+    async with pulse.beating():
+        began = clock()
+        yield
+        took = clock() - began
+    assert took - pulse.late < seconds, f"took {took:.2f} s, {pulse.late:.2f} s of them late"
