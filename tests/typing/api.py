@@ -61,6 +61,7 @@ async def stores(
         await store.ping()
         assert_type(store.unit_of_work(), cs.AsyncUnitOfWork)
         assert_type(store.unit_of_work(user_id="u", connection=connection), cs.AsyncUnitOfWork)
+        assert_type(store.unit_of_work(timeout=2.5), cs.AsyncUnitOfWork)
 
 
 async def units_of_work(uow: cs.AsyncUnitOfWork) -> None:

@@ -23,6 +23,7 @@ from .parameters import ACCEPTING, array
 from .rows import Row
 from .statement import Command, Cursor, Parameters, Statement, execute_alone, rows_of
 from .texts import Texts
+from .waiting import interruptible
 
 MOST_TURNS: Final = 64
 """Turns of one flush."""
@@ -108,6 +109,7 @@ class Flush:
             waiting.popleft()
         return len(self.seats) > before
 
+    @interruptible
     async def run(self, connections: Connections, texts: Texts) -> None:
         """Store the turns of those who are still there when a connection is."""
         try:
