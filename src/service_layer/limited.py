@@ -127,9 +127,9 @@ class LimitedUnitOfWork(AsyncUnitOfWork):
 
     async def before_read(self) -> None:
         """Send what is registered, so that a read sees it."""
+        await super().before_read()
         if self._limit is not None:
             self._limit.check()
-        await super().before_read()
 
     def still_open(self) -> Callable[[], None]:
         """Return a check that a stream that begins now can go on; see AsyncUnitOfWork."""
@@ -145,6 +145,7 @@ class LimitedUnitOfWork(AsyncUnitOfWork):
 
     async def perform(self, work: Callable[[], Awaitable[T]]) -> T:
         """Do at once, in the current block, what cannot be registered; see AsyncUnitOfWork."""
+        self._check_live()
         if self._limit is not None:
             self._limit.check()
         return await self._in_time(super().perform(work))

@@ -16,6 +16,7 @@ from conversation_store import (
     InvalidLimit,
     Outcome,
     StoreTimeout,
+    UnitOfWorkMisuse,
     append_messages,
     export_conversations,
     get_conversation,
@@ -210,6 +211,19 @@ async def test_late_reads_writes_and_imports_are_not_sent(store: ConversationSto
             await asyncio.sleep(SOON)
             await import_conversations(uow, records=records, on_duplicate="skip")
     assert await count(store, conversation) == 0
+
+
+async def test_misuse_is_misuse_however_late(store: ConversationStore) -> None:
+    """Outside of a block nothing can be read or stored, whatever became of the unit before."""
+    uow = store.unit_of_work(timeout=SOON)
+    async with uow:
+        await asyncio.sleep(SOON)
+    with pytest.raises(UnitOfWorkMisuse):
+        await uow.messages.latest(1, limit=1)
+    with pytest.raises(UnitOfWorkMisuse):
+        uow.messages.append(1, turn(1))
+    with pytest.raises(UnitOfWorkMisuse):
+        await uow.conversations.add_imported([], "error")
 
 
 async def test_an_export_ends_with_the_time_of_its_unit(store: ConversationStore) -> None:
