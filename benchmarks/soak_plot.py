@@ -23,11 +23,13 @@ FAULTS: Final = {
 }
 ENDS: Final = ("StoreUnavailable", "StoreTimeout", "TransactionAborted", "CommitOutcomeUnknown")
 SAMPLES: Final = {
-    "rss_mb": "memory, MB",
-    "files": "open files and sockets",
-    "tasks": "asyncio tasks",
-    "pooled": "connections",
+    "rss_mb": ("memory, MB", 1),
+    "objects": ("thousand objects", 1000),
+    "files": ("open files and sockets", 1),
+    "tasks": ("asyncio tasks", 1),
+    "pooled": ("connections", 1),
 }
+"""Label, and what is one on the axis."""
 
 
 def draw(report: dict[str, Any], out: Path) -> None:
@@ -85,11 +87,11 @@ def _draw_ends(axes: Any, buckets: Sequence[dict[str, Any]]) -> None:
 
 def _draw_samples(axes: Any, samples: Sequence[dict[str, float]]) -> None:
     axes.set_title("What must not grow")
-    for number, (name, label) in enumerate(SAMPLES.items()):
-        values = [sample[name] for sample in samples]
+    for number, (name, (label, one)) in enumerate(SAMPLES.items()):
+        values = [sample[name] / one for sample in samples]
         axes.plot(_minutes(samples), values, color=COLOURS[number], linewidth=1.3, label=label)
     axes.set_ylim(bottom=0)
-    axes.legend(loc="lower right", ncols=4)
+    axes.legend(loc="lower right", ncols=5)
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ def test_what_grows_is_a_violation() -> None:
     """The median of the last fifth of the samples is held against that of the second."""
     report = Report(seconds=600, tasks=1)
     for second in range(600):
-        steady = {"files": 60.0, "tasks": 90.0, "pooled": 16.0}
+        steady = {"objects": 40_000.0, "files": 60.0, "tasks": 90.0, "pooled": 16.0}
         report.samples.append({"at": second, "rss_mb": 50 + second / 30} | steady)
 
     report.judge_growth()
