@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from math import nan
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +22,8 @@ FAULTS: Final = {
     "crash": "server process kill -9",
     "restart": "server kill -9 and restart",
 }
+GAP: Final = 5.0
+"""Seconds without an entry that break a line: between two rounds of load."""
 ENDS: Final = ("StoreUnavailable", "StoreTimeout", "TransactionAborted", "CommitOutcomeUnknown")
 SAMPLES: Final = {
     "rss_mb": ("memory, MB", 1),
@@ -49,15 +52,28 @@ def _minutes(entries: Sequence[dict[str, Any]]) -> list[float]:
     return [entry["at"] / 60 for entry in entries]
 
 
+def _line(axes: Any, entries: Sequence[dict[str, Any]], name: str, one: float, **how: Any) -> None:
+    """Draw a line that is broken where there was no load."""
+    x, y = list[float](), list[float]()
+    for entry in entries:
+        at = entry["at"] / 60
+        if x and at - x[-1] > GAP / 60:
+            x.append(at)
+            y.append(nan)
+        x.append(at)
+        y.append(entry[name] / one)
+    axes.plot(x, y, linewidth=1.3, **how)
+
+
 def _draw_latency(axes: Any, report: dict[str, Any]) -> None:
     timed = [bucket for bucket in report["buckets"] if "p50_ms" in bucket]
     units = sum(bucket["units"] for bucket in timed)
     count = f"{units:,}".replace(",", " ")
     axes.set_title(f"Latency of {count} calls by {report['tasks']} tasks, ms")
     for name, colour in (("p99_ms", COLOURS[1]), ("p50_ms", COLOURS[0])):
-        values = [bucket[name] for bucket in timed]
-        axes.plot(_minutes(timed), values, color=colour, linewidth=1.4, label=name[:3])
+        _line(axes, timed, name, 1, color=colour, label=name[:3])
     axes.set_yscale("log")
+    axes.set_ylim(top=4 * max(bucket["p99_ms"] for bucket in timed))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.legend(loc="upper right", ncols=2)
 
@@ -88,10 +104,9 @@ def _draw_ends(axes: Any, buckets: Sequence[dict[str, Any]]) -> None:
 def _draw_samples(axes: Any, samples: Sequence[dict[str, float]]) -> None:
     axes.set_title("What must not grow")
     for number, (name, (label, one)) in enumerate(SAMPLES.items()):
-        values = [sample[name] / one for sample in samples]
-        axes.plot(_minutes(samples), values, color=COLOURS[number], linewidth=1.3, label=label)
-    axes.set_ylim(bottom=0)
-    axes.legend(loc="lower right", ncols=5)
+        _line(axes, samples, name, one, color=COLOURS[number], label=label)
+    axes.set_ylim(0, 1.3 * max(sample["tasks"] for sample in samples))
+    axes.legend(loc="upper right", ncols=5)
 
 
 def main() -> None:
