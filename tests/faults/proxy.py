@@ -10,7 +10,7 @@ import asyncio
 import socket
 import struct
 from asyncio import StreamReader, StreamWriter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -57,6 +57,7 @@ ENDS: Final = set(Kind) - {Kind.DELAY, Kind.CANCEL}
 """After these the connection is over."""
 ANSWERED: Final = {b"S", b"Q"}  # Sync, Query
 ANSWERS: Final = {b"Z", b"G"}  # ReadyForQuery; CopyInResponse, after which a Sync is not answered
+CHUNK: Final = 65_536
 DELAY: Final = 0.01
 QUIET: Final = 0.02
 """Seconds in which the server carries out what it does not answer yet."""
@@ -178,6 +179,28 @@ class FaultProxy:
             link.over.set()
 
 
+class _Cutter:
+    """Cuts what comes into whole messages."""
+
+    def __init__(self, *, opens: bool) -> None:
+        self._opens = opens
+        self._rest = b""
+
+    def cut(self, data: bytes) -> Iterator[Message]:
+        """Give the messages that are whole now; the first one that opens has no kind."""
+        self._rest += data
+        while True:
+            kind = 0 if self._opens else 1
+            if len(self._rest) < kind + 4:
+                return
+            (length,) = struct.unpack_from("!i", self._rest, kind)
+            if len(self._rest) < kind + length:
+                return
+            whole, self._rest = self._rest[: kind + length], self._rest[kind + length :]
+            self._opens = False
+            yield Message(whole[:kind], whole[kind + 4 :])
+
+
 class _Link:
     """One connection of a client, and ours to the server for it."""
 
@@ -189,6 +212,7 @@ class _Link:
         self._to_server: StreamWriter | None = None
         self._is_open = False
         self._pid = 0
+        self._to_pass = dict.fromkeys(Way, b"")
         self._mute = False
         self._answered = asyncio.Event()
         self._server_left = asyncio.Event()
@@ -228,27 +252,35 @@ class _Link:
             writer.transport.abort()
 
     async def _pump(self, way: Way, reader: StreamReader, writer: StreamWriter) -> None:
-        opens = way is Way.TO_SERVER
-        with suppress(asyncio.IncompleteReadError, OSError):
-            while True:
-                message = await Message.read(reader, opens=opens)
-                opens = False
-                if self.in_hole:
-                    await self._ended.wait()
-                if self._opens_or_closes(way, message) is not self._proxy.opening:
-                    writer.write(bytes(message))
-                    await writer.drain()
-                    continue
-                fault = self._proxy.look_at(self, way, message)
-                passes = fault is None or await self._suffer(fault, message, writer)
-                if way is Way.TO_CLIENT and message.kind in ANSWERS:
-                    self._answered.set()
-                if passes and not (self._mute and way is Way.TO_CLIENT):
-                    writer.write(bytes(message))
-                    await writer.drain()
+        cutter = _Cutter(opens=way is Way.TO_SERVER)
+        with suppress(OSError):
+            while data := await reader.read(CHUNK):
+                for message in cutter.cut(data):
+                    if self.in_hole:
+                        await self._ended.wait()
+                    await self._pass_on(way, message, writer)
+                writer.write(self._taken(way))
+                await writer.drain()
         if way is Way.TO_CLIENT:
             self._server_left.set()
         writer.close()
+
+    async def _pass_on(self, way: Way, message: Message, writer: StreamWriter) -> None:
+        """Take a message, to be written with what else is there; or do harm."""
+        passes = True
+        if self._opens_or_closes(way, message) is self._proxy.opening:
+            fault = self._proxy.look_at(self, way, message)
+            if fault is not None:
+                writer.write(self._taken(way))
+                passes = await self._suffer(fault, message, writer)
+        if way is Way.TO_CLIENT and message.kind in ANSWERS:
+            self._answered.set()
+        if passes and not (self._mute and way is Way.TO_CLIENT):
+            self._to_pass[way] += bytes(message)
+
+    def _taken(self, way: Way) -> bytes:
+        taken, self._to_pass[way] = self._to_pass[way], b""
+        return taken
 
     def _opens_or_closes(self, way: Way, message: Message) -> bool:
         """Whether a message is one of those that open a connection, or close it."""
