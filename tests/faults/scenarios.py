@@ -137,6 +137,15 @@ async def _close(case: Case) -> None:
         assert (await close_conversation(uow, conversation_id=conversation)).status == "closed"
 
 
+@scenario("close_conversation with an expected version", may_raise=(CommitOutcomeUnknown,))
+async def _close_expecting(case: Case) -> None:
+    conversation, _ = await case.started()
+    change = Change(STATUS, (conversation,), "active", "closed")
+    async with case.played(changes=[change]) as uow:
+        closed = await close_conversation(uow, conversation_id=conversation, expected_version=1)
+        assert closed.status == "closed"
+
+
 @scenario("reopen_conversation")
 async def _reopen(case: Case) -> None:
     conversation, _ = await case.started()

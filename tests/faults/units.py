@@ -10,6 +10,7 @@ from ledger import Change, Turn
 from conversation_store import (
     AsyncUnitOfWork,
     CommitOutcomeUnknown,
+    ConversationChanges,
     Message,
     Status,
     StoreUnavailable,
@@ -32,6 +33,33 @@ async def _two(case: Case) -> None:
             appended = uow.messages.append(first, turn.drafts())
             uow.conversations.set_status(second, Status.CLOSED)
         turn.placed(await appended)
+
+
+@scenario("an append with an update")
+async def _append_and_update(case: Case) -> None:
+    """The ids of the messages keep the update from being done twice."""
+    conversation, _ = await case.started()
+    turn = case.ledger.turn(conversation)
+    change = Change(MARK, (conversation,), None, "new")
+    async with case.played(turn, changes=[change]) as uow:
+        async with uow:
+            uow.conversations.update(conversation, ConversationChanges(metadata={"mark": "new"}))
+            appended = uow.messages.append(conversation, turn.drafts())
+        turn.placed(await appended)
+
+
+@scenario("an append with an erasure", may_raise=(CommitOutcomeUnknown,))
+async def _append_and_erase(case: Case) -> None:
+    """It is known then that the unit is stored, but not what was erased."""
+    user = case.ledger.turn(None).contents[0]
+    kept, gone = (await case.started())[0], (await case.started(user))[0]
+    turn = case.ledger.turn(kept)
+    async with case.played(turn, removes=[gone]) as uow:
+        async with uow:
+            erased = uow.conversations.erase_user(user)
+            appended = uow.messages.append(kept, turn.drafts())
+        turn.placed(await appended)
+        assert (await erased).conversations == 1
 
 
 @scenario("a read between two writes", may_raise=(StoreUnavailable,))
