@@ -3,6 +3,7 @@
 #   make test ARGS="-k closed"       further arguments for pytest
 #   make demo DIALOGUES=my.jsonl     other dialogues to import
 #   make bench QUICK=1               in three minutes; ARGS="--only ours,bare" for some contenders
+#   make fuzz STEPS=100000 SEED=7     so many steps of random programs, of this seed
 #   make failover RUNS=10            kill a primary so many times
 #   make soak MINUTES=10             load and faults for so long
 #   make test PYTHON=/opt/py/python  another Python than the first one found
@@ -10,12 +11,13 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test failover soak bench bench-quick bench-report lint types clean python
+.PHONY: help demo test fuzz failover soak bench bench-quick bench-report lint types clean python
 
 VENV := .venv
 BENCH := .venv-bench
 BIN := $(VENV)/bin
 ARGS ?=
+STEPS ?= 20000
 RUNS ?= 10
 MINUTES ?= 10
 
@@ -35,6 +37,9 @@ demo: $(if $(wildcard $(VENV)/.test $(VENV)/.dev),,$(VENV)/.demo)  ## see the st
 
 test: $(VENV)/.test  ## run every test, on a real server
 	$(BIN)/python -m pytest $(ARGS)
+
+fuzz: $(VENV)/.test  ## run random programs on the twin and on PostgreSQL side by side, STEPS of them
+	@PYTHONPATH=tests $(BIN)/python -m fuzz --steps $(STEPS) $(if $(SEED),--seed $(SEED))
 
 failover: $(VENV)/.test  ## kill a primary under load and promote its replica, RUNS times
 	$(BIN)/python tests/failover.py --runs $(RUNS)

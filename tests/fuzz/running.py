@@ -1,0 +1,48 @@
+"""How the machine is run: so many programs, always the same or those of a seed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import hypothesis
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from .machine import Programs
+from .server import Server
+
+COMMON = settings(
+    deadline=None,
+    database=None,
+    print_blob=False,
+    stateful_step_count=50,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@contextmanager
+def machine(dsn: str) -> Iterator[type[Programs]]:
+    """Give the machine with a server to run on, and an event loop that lives as long."""
+    with asyncio.Runner() as runner:
+        loop = runner.get_loop()
+        opening = Server.open(dsn)
+        server = loop.run_until_complete(opening.__aenter__())
+        try:
+            yield type(
+                "Programs", (Programs,), {"loop": loop, "server": server, "steps": Counter[str]()}
+            )
+        finally:
+            loop.run_until_complete(opening.__aexit__(None, None, None))
+
+
+def run(
+    programs: type[Programs], count: int, *, seed: int | None = None, shorten: bool = True
+) -> None:
+    """Run so many programs: always the same, or those of a seed."""
+    phases = (Phase.generate, Phase.shrink) if shorten else (Phase.generate,)
+    chosen = settings(COMMON, max_examples=count, phases=phases, derandomize=seed is None)
+    seeded = programs if seed is None else hypothesis.seed(seed)(programs)
+    run_state_machine_as_test(seeded, settings=chosen)
