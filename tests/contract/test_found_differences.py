@@ -212,3 +212,30 @@ async def test_what_is_erased_is_locked_in_the_order_of_ids(
             )
     receipt = await erasing
     assert (receipt.conversations, receipt.messages) == (2, 6)
+
+
+@pytest.mark.parametrize("end", ["commits", "rolls back"])
+@pytest.mark.parametrize("request_id", [None, "r"])
+async def test_an_append_that_waited_has_the_time_when_it_came_unless_it_met_a_change(
+    shared_store: ConversationStore, end: str, request_id: str | None
+) -> None:
+    """What it waited for was rolled back: as if there had been no wait."""
+    conversation = await start(shared_store, "s")
+    async with shared_store.unit_of_work() as uow:
+        await uow.messages.append(conversation, turn(1))
+        appending = asyncio.create_task(
+            append_messages(
+                shared_store.unit_of_work(),
+                conversation_id=conversation,
+                drafts=turn(2),
+                request_id=request_id,
+            )
+        )
+        assert await waits(appending)
+        _, [later] = await start_conversation(
+            shared_store.unit_of_work(), user_id="u", session_id="t", drafts=[draft("later")]
+        )
+        if end == "rolls back":
+            await uow.rollback()
+    messages = await appending
+    assert (messages[0].timestamp < later.timestamp) is (end == "rolls back")

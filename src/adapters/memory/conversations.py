@@ -80,7 +80,9 @@ class InMemoryConversationRepository(ConversationRepository):
             while (found := await self._view.lock_session(session)) is not None:
                 locked = await self._view.lock(found.conversation.id)
                 if locked is not None:
-                    self._view.put(locked)  # it is written to, for who else wants the session
+                    self._view.put(
+                        evolve(locked)
+                    )  # it is written to, for who else wants the session
                     return locked.shown(), False
             return (await self._store_new(new, ids, now)).shown(), True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from attrs import evolve
 
@@ -37,12 +38,13 @@ class InMemoryMessageRepository(MessageRepository):
             return stale(conversation, turn.expected_version)
 
         async def apply(ids: Sequence[int]) -> list[Message]:
-            if turn.request_id is None:
-                stored, _ = await lock_and_judge(
-                    self._view, self._unit.user_id, turn.conversation_id, verdict
-                )
-                return self._store(stored, turn, ids)
-            return await self._append_request(turn, turn.request_id, verdict, ids)
+            if turn.request_id is not None:
+                return await self._append_request(turn, turn.request_id, verdict, ids)
+            came, found = self._view.database.clock(), self._view.find(turn.conversation_id)
+            stored, _ = await lock_and_judge(
+                self._view, self._unit.user_id, turn.conversation_id, verdict
+            )
+            return self._store(stored, turn, ids, came if stored is found else None)
 
         return Change(apply, ids_needed=len(turn.drafts))
 
@@ -50,7 +52,8 @@ class InMemoryMessageRepository(MessageRepository):
         self, turn: Turn, request_id: str, verdict: Verdict, ids: Sequence[int]
     ) -> list[Message]:
         """Judge before the wait and after it; only an append that may be made waits."""
-        stored = self._view.find(turn.conversation_id)
+        came, found = self._view.database.clock(), self._view.find(turn.conversation_id)
+        stored = found
         for is_locked in (False, True):
             if stored is None or not is_seen(self._unit.user_id, stored.conversation):
                 raise ConversationNotFound(conversation_id=turn.conversation_id)
@@ -72,11 +75,14 @@ class InMemoryMessageRepository(MessageRepository):
         if stored is None:
             raise ConversationNotFound(conversation_id=turn.conversation_id)
         stored.requests[request_id] = (turn.digest, stored.conversation.message_count + 1, ids[0])
-        return self._store(stored, turn, ids)
+        return self._store(stored, turn, ids, came if stored is found else None)
 
-    def _store(self, stored: Stored, turn: Turn, ids: Sequence[int]) -> list[Message]:
+    def _store(
+        self, stored: Stored, turn: Turn, ids: Sequence[int], came: datetime | None
+    ) -> list[Message]:
+        """Store a turn: as of when it came, or as of now where it met a change at work."""
         before = stored.conversation
-        time = max(before.last_activity, self._view.database.clock())
+        time = max(before.last_activity, came or self._view.database.clock())
         conversation = evolve(
             before,
             message_count=before.message_count + len(turn.drafts),
