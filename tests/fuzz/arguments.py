@@ -113,9 +113,15 @@ _drafts = st.builds(
         optional={"intent_type": values, "slots": _objects, "metadata": _objects},
     ),
 )
-turns = st.lists(_drafts, min_size=1, max_size=3).map(tuple)
+_same_turns = st.sampled_from(
+    [
+        (Draft({"role": "user", "content": "the same"}),),
+        (Draft({"role": "user", "content": "a"}), Draft({"role": "assistant", "content": "b"})),
+    ]
+)
+turns = _same_turns | _same_turns | st.lists(_drafts, min_size=1, max_size=3).map(tuple)
 """Drafts of an append."""
-openings = mostly(st.lists(_drafts, max_size=2).map(tuple), ("no draft",))
+openings = mostly(_same_turns | st.lists(_drafts, max_size=2).map(tuple), ("no draft",))
 """Drafts of a conversation that is started."""
 no_turns = mostly(turns, ())
 details = {"rescue_id": values, "intent_type": values, "metadata": _objects}

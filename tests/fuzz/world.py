@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from conversation_store import TransactionAborted
+from conversation_store.service_layer.script import BlockState
 
 from .calls import Call, Home
 from .hands import Act, Hand
@@ -70,6 +71,11 @@ class World:
     def depth(self, number: int) -> int:
         """Return how many blocks of a hand's unit are open."""
         return self.twin.hands[number].depth
+
+    def is_spoilt(self, number: int) -> bool:
+        """Whether the innermost block of a hand's unit has failed or was rolled back."""
+        blocks = self.twin.hands[number].uow._blocks
+        return bool(blocks) and blocks[-1].state is not BlockState.LIVE
 
     # What may be done -----------------------------------------------------------------------------
 
