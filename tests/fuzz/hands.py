@@ -63,9 +63,11 @@ class Hand:
         self._is_told_to_stop = True
         self._task.cancel()
 
-    def renew(self, user_id: str | None, *, patient: bool) -> None:
+    def renew(
+        self, user_id: str | None, *, patient: bool = True, timeout: float | None = None
+    ) -> None:
         """Take a new unit of work."""
-        self.uow = self.side.unit_of_work(user_id, patient=patient)
+        self.uow = self.side.unit_of_work(user_id, patient=patient, timeout=timeout)
         self.is_patient = patient
 
     def keep_pending(self, pending: Awaitable[Any]) -> None:
@@ -123,9 +125,12 @@ class Side(ABC):
     def store(self, *, patient: bool) -> ConversationStore:
         """Return the store, whose units wait for locks without end or a moment only."""
 
-    def unit_of_work(self, user_id: str | None = None, *, patient: bool = True) -> AsyncUnitOfWork:
+    def unit_of_work(
+        self, user_id: str | None = None, *, patient: bool = True, timeout: float | None = None
+    ) -> AsyncUnitOfWork:
         """Return a unit of work."""
-        return self.store(patient=patient).unit_of_work(user_id=user_id, connection=self.lent)
+        store = self.store(patient=patient)
+        return store.unit_of_work(user_id=user_id, connection=self.lent, timeout=timeout)
 
     def add_hands(self, count: int) -> None:
         """Make hands."""

@@ -23,6 +23,8 @@ from .world import World
 
 HANDS: Final = 3
 DEEPEST: Final = 4
+FAR_OFF: Final = 600.0
+"""Seconds: the timeout of a unit that ends in time."""
 OFTEN: Final = 6
 """Of so many calls one is made although it will be misuse."""
 TIMES: Final = {
@@ -95,7 +97,7 @@ class Programs(RuleBasedStateMachine):
             values = {"user_id": user_id, "session_id": session_id, "drafts": ()}
             self._call(0, Call("start_conversation", values))
         if not patient and self.world.hands > 1:
-            self.renew(HANDS - 1, None, patient)
+            self.renew(hand=HANDS - 1, user_id=None, patient=False, timeout=None)
 
     # Calls ------------------------------------------------------------------------------------
 
@@ -166,12 +168,18 @@ class Programs(RuleBasedStateMachine):
         if self.world.may(number):
             self._run(self.world.do(number, name, act))
 
-    @rule(hand=hands, user_id=of.scopes, patient=st.sampled_from((True, True, True, False)))
-    def renew(self, hand: int, user_id: str | None, patient: bool) -> None:
-        """Take a new unit of work, for one user perhaps, patient or not."""
+    @rule(
+        hand=hands,
+        user_id=of.scopes,
+        patient=st.sampled_from((True, True, True, False)),
+        timeout=st.sampled_from((None, None, FAR_OFF)),
+    )
+    def renew(self, hand: int, user_id: str | None, patient: bool, timeout: float | None) -> None:
+        """Take a new unit of work: for one user perhaps, patient or not, with an end or without."""
+        is_patient = patient or self.world.hands == 1
 
         async def act(hand: Hand) -> None:
-            hand.renew(user_id, patient=patient or self.world.hands == 1)
+            hand.renew(user_id, patient=is_patient, timeout=timeout)
 
         if not self.world.depth(hand % self.world.hands):
             self._do(hand, "unit_of_work", act)
@@ -332,7 +340,7 @@ class Programs(RuleBasedStateMachine):
             return
 
         async def look(hand: Hand) -> Any:
-            hand.renew(None, patient=True)
+            hand.renew(None)
             seen: list[Any] = [await _exported(hand, None)]
             for user_id in of.USERS:
                 arguments = {"user_id": user_id, "limit": 1000}

@@ -17,7 +17,7 @@ from .calls import IMPORTS, METHODS, READS, REGISTERED, SERVICES, Call
 from .machine import Programs, calls
 from .running import COMMON, machine, run
 
-PROGRAMS = 60
+PROGRAMS = 40
 NAMES = sorted({*SERVICES, *METHODS})
 
 
@@ -56,7 +56,7 @@ def test_every_public_function_is_called() -> None:
 def test_every_call_ends_alike(programs: type[Programs], each: tuple[Call, ...]) -> None:
     """Each function and method, one after the other; methods in a block of their own."""
     program: Any = programs()
-    program.begin("pool")
+    program.begin(manner="pool", patient=True)
     for call in each:
         if call.name in METHODS:
             program.block(0, "enter")
