@@ -154,7 +154,8 @@ class Names:
         return "more"
 
     def _known(self, ids: list[int], value: int) -> Any:
-        return f"number {ids.index(value)}" if value in ids else value
+        """Return the name of an id, if a store gave it and not the program."""
+        return f"number {self._number(ids, value)}" if 0 < value < MISSING else value
 
     def _number(self, ids: list[int], value: int) -> int:
         if value not in ids:
