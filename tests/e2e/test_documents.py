@@ -31,6 +31,21 @@ BLOCK = re.compile(
 PYTHON_FENCE = re.compile(r"^[ \t]*(?:```+|~~~+)[ \t]*(?:py|\{)", re.MULTILINE | re.IGNORECASE)
 
 
+LINK = re.compile(r"\]\((?!https?:)([^)\s]+)\)")
+HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
+
+
+def leads_somewhere(document: Path, link: str) -> bool:
+    """Whether a relative link of a document leads to a file, and to a heading of it."""
+    path, _, heading = link.partition("#")
+    target = (document.parent / path).resolve() if path else document
+    if not target.exists():
+        return False
+    headings = HEADING.findall(target.read_text("utf-8")) if heading else []
+    anchors = [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings]
+    return not heading or heading in anchors
+
+
 class Block(NamedTuple):
     """A Python block of a document."""
 
@@ -112,6 +127,14 @@ def test_no_python_block_is_overlooked(document: Path) -> None:
     fences = PYTHON_FENCE.findall(document.read_text("utf-8"))
 
     assert len(fences) == len(blocks_of(document))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_links_lead_somewhere(document: Path) -> None:
+    """What a document links to is there: a file, and in a document the heading."""
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", document.read_text("utf-8"), flags=re.DOTALL)
+    lost = [link for link in LINK.findall(text) if not leads_somewhere(document, link)]
+    assert lost == []
 
 
 def test_the_readme_starts_with_a_short_example_that_runs() -> None:

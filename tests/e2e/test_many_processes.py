@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from histories import check_history
+from histories import check_history, whole_history
 
 from conversation_store import (
     ConversationStore,
@@ -168,3 +168,54 @@ async def test_two_processes_send_the_same_requests(dsn: str, postgres: Conversa
         stored = [[message.id, message.position, message.content] for message in there]
         assert stored == messages
         assert [position for _, position, _ in stored] == [1, 2, 3, 4]
+
+
+WRITER_THAT_TELLS = """
+import asyncio, itertools, json, sys
+from conversation_store import ConversationStore, MessageDraft, append_messages
+
+dsn, name, conversation_id, tasks = json.loads(sys.argv[1])
+
+async def write(store, task):
+    for turn in itertools.count():
+        contents = [f"{name}-{task}-{turn}/{part}" for part in range(3)]
+        drafts = [MessageDraft(role="user", content=content) for content in contents]
+        messages = await append_messages(
+            store.unit_of_work(), conversation_id=conversation_id, drafts=drafts
+        )
+        print(json.dumps([contents[0], messages[0].position]), flush=True)
+
+async def main():
+    async with ConversationStore.connect(dsn, min_size=4, coalesce=name == "together") as store:
+        print("ready", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+        await asyncio.gather(*(write(store, task) for task in range(tasks)))
+
+asyncio.run(main())
+"""
+
+
+async def test_a_process_is_killed_in_the_middle(dsn: str, postgres: ConversationStore) -> None:
+    """What it was told is there, where it was told; of the rest each turn is whole or absent."""
+    conversation, _ = await start_conversation(postgres.unit_of_work(), user_id="u", session_id="s")
+    arguments = [[dsn, name, conversation.id, 8] for name in ("alone", "together")]
+    told: list[tuple[str, int]] = []
+    async with running(WRITER_THAT_TELLS, arguments) as writers:
+        for writer in writers:
+            assert writer.stdin is not None
+            writer.stdin.write(b"go\n")
+        for writer in writers:
+            assert writer.stdout is not None
+            told += [tuple(json.loads(await writer.stdout.readline())) for _ in range(100)]
+            writer.kill()
+            rest = (await writer.communicate())[0].splitlines(keepends=True)
+            told += [tuple(json.loads(line)) for line in rest if line.endswith(b"\n")]
+    await asyncio.sleep(0.5)  # what the server still does for a client that is gone
+    said = [message.content for message in await whole_history(postgres, conversation.id)]
+    assert all(said[position - 1] == content for content, position in told)
+    turns = [said[start : start + 3] for start in range(0, len(said), 3)]
+    for turn in turns:
+        name = turn[0].removesuffix("/0")
+        assert turn == [f"{name}/{part}" for part in range(3)]
+    assert len(set(said)) == len(said)
+    assert len(turns) >= len(told) >= 200
