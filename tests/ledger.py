@@ -201,6 +201,7 @@ class _Judgement:
             self._by_content[row.content].append(row)
             self._by_conversation[row.conversation_id].append(row.position)
         self._gone = {id_ for id_ in self._removed(*Told) if id_ not in self._counts}
+        self._may_be_gone = self._removed(Told.ACKNOWLEDGED, Told.UNKNOWN)
 
     def violations(self) -> list[str]:
         """List them."""
@@ -280,10 +281,9 @@ class _Judgement:
             if value not in (change.before, change.after):
                 self._found.append(f"neither before nor after: {unit}: {change}: {value!r}")
             yield value == change.after, f"{change.query} gives {value!r}."
-        others = self._removed(Told.ACKNOWLEDGED, Told.UNKNOWN)
         for conversation_id in unit.removes:
             is_gone = conversation_id not in self._counts
-            if unit.told is not Told.FAILED or conversation_id not in others:
+            if unit.told is not Told.FAILED or conversation_id not in self._may_be_gone:
                 where = "gone" if is_gone else "there"
                 yield is_gone, f"conversation {conversation_id} is {where}."
 
