@@ -50,7 +50,7 @@ async def _append_and_update(case: Case) -> None:
 
 @scenario("an append with an erasure", may_raise=(CommitOutcomeUnknown,))
 async def _append_and_erase(case: Case) -> None:
-    """It is known then that the unit is stored, but not what was erased."""
+    """Done again the erasure could take along what others stored in between."""
     user = case.ledger.turn(None).contents[0]
     kept, gone = (await case.started())[0], (await case.started(user))[0]
     turn = case.ledger.turn(kept)
