@@ -209,15 +209,25 @@ class Programs(RuleBasedStateMachine):
         chat=chats,
         first=registered,
         second=writes,
+        inside=st.booleans(),
         ends=st.lists(st.sampled_from(("leave", *ENDS)), max_size=2),
     )
     def meet(
-        self, two: tuple[int, int], chat: int, first: Call, second: Call, ends: list[str]
+        self,
+        *,
+        two: tuple[int, int],
+        chat: int,
+        first: Call,
+        second: Call,
+        inside: bool,
+        ends: list[str],
     ) -> None:
         """Hold a conversation while another wants it, and let it go perhaps."""
-        names = self.world.twin.names
-        self._hold(two[0], first.about(chat, names))
-        self._call(two[1], second.about(chat, names))
+        names, number = self.world.twin.names, self.world.existing(chat)
+        self._hold(two[0], first.about(number, names))
+        if inside and not self.world.depth(two[1] % self.world.hands):
+            self._do(two[1], "enter", _enter)
+        self._call(two[1], second.about(number, names))
         for end in ends:
             self.block(two[0], end)
 
@@ -232,9 +242,10 @@ class Programs(RuleBasedStateMachine):
     ) -> None:
         """Hold a conversation each, and want the other's."""
         names = self.world.twin.names
-        for hand, number in zip(two, (chat, chat + 1), strict=True):
+        one, other = self.world.existing(chat), self.world.existing(chat + 1)
+        for hand, number in zip(two, (one, other), strict=True):
             self._hold(hand, first.about(number, names))
-        for hand, number, call in zip(two, (chat + 1, chat), seconds, strict=True):
+        for hand, number, call in zip(two, (other, one), seconds, strict=True):
             self._call(hand, call.about(number, names))
 
     @rule(hand=hands, other=hands, number=st.integers(0, 5))

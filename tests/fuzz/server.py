@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final, Literal, get_args
@@ -34,12 +35,23 @@ _WAITING: Final = """
 """
 
 
+class Cuts(logging.Handler):
+    """Counts the connections that the driver gave up because their cancellation took too long."""
+
+    count = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take notice of a warning of the driver's."""
+        self.count += "cancellation interrupted" in record.msg
+
+
 class Server:
     """What all sides on PostgreSQL share: the stores, and a connection to look in from outside."""
 
     def __init__(self, dsn: str, monitor: psycopg.AsyncConnection[Any]) -> None:
         self.dsn = dsn
         self.monitor = monitor
+        self.cuts = Cuts()
         self.stores: dict[tuple[Manner, bool], ConversationStore] = {}
         """By manner, and whether it waits for locks without end."""
 
@@ -55,6 +67,8 @@ class Server:
             schema = sql.Identifier(_SCHEMA)
             await monitor.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(schema))
             server = cls(dsn, monitor)
+            logging.getLogger("psycopg").addHandler(server.cuts)
+            stack.callback(logging.getLogger("psycopg").removeHandler, server.cuts)
             for manner in ("pool", "coalescing", "always_coalescing"):
                 for patient in (True, False):
                     store = server._store(manner, patient=patient)

@@ -43,7 +43,7 @@ class Twin(Side):
         super().__init__()
         self._now = datetime.now(UTC)
         self.locks = WatchedLocks(None)
-        database = Database(self._clock, None)
+        database = self._database = Database(self._clock, None)
         database.locks = self.locks
         # The same database once more, of those who wait for its locks a moment only.
         impatient = copy.copy(database)
@@ -70,6 +70,10 @@ class Twin(Side):
         """Return whom a hand waits for, if it does."""
         lock = self.holder(number).waits_for
         return None if lock is None else lock.owner
+
+    def is_stored(self, conversation_id: int) -> bool:
+        """Whether a conversation is there for all to see."""
+        return conversation_id in self._database.conversations
 
     def owners(self, user_id: str, session_id: str) -> list[Holder]:
         """Return who holds a session, or a conversation that has ever been of it."""

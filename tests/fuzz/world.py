@@ -77,6 +77,12 @@ class World:
         blocks = self.twin.hands[number].uow._blocks
         return bool(blocks) and blocks[-1].state is not BlockState.LIVE
 
+    def existing(self, number: int) -> int:
+        """Return the number of a conversation that is stored, if one is."""
+        names = self.twin.names
+        there = [n for n in sorted(names.homes) if self.twin.is_stored(names.conversations[n])]
+        return there[number % len(there)] if there else number
+
     # What may be done -----------------------------------------------------------------------------
 
     def may(self, number: int, homes: Iterable[Home] = ()) -> bool:
@@ -117,9 +123,18 @@ class World:
         """Cancel what a hand waits for."""
         self._steps["cancel"] += 1
         self.done.append(f"{number}: is cancelled")
+        cuts = self._server.cuts.count
         for side in (self.twin, self.postgres):
             side.hands[number].interrupt()
-        await self._settle()
+        try:
+            await self._settle()
+        except Differ:
+            if self._server.cuts.count == cuts:
+                raise
+            self.is_over = (
+                True  # the server was too slow: the whole unit is lost with its connection
+            )
+            self._steps["(cut when cancelled)"] += 1
 
     async def do_aside(self, number: int, name: str, act: Callable[[Hand], Awaitable[Any]]) -> None:
         """Do something with a hand's unit, but in another task."""
