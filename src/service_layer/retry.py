@@ -42,7 +42,10 @@ class Retry:
     attempts: int = 10
     """Tries in all, 1..1000. 1 tries nothing again, and tells a lost answer at once."""
     deadline: float = 30.0
-    """Seconds after the first failure from which on no try begins; at most a day."""
+    """Seconds after the first failure from which on no try begins; at most a day.
+
+    Where an answer is lost, it is asked for in as many seconds from then on.
+    """
     first_pause: float = 0.02
     """The longest pause before the third try, in seconds; at most `longest_pause`."""
     longest_pause: float = 1.0

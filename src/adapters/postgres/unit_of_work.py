@@ -23,6 +23,7 @@ from psycopg.pq import TransactionStatus
 from ...domain.errors import (
     CommitOutcomeUnknown,
     ConversationStoreError,
+    StoreError,
     StoreTimeout,
     StoreUnavailable,
     UnitOfWorkMisuse,
@@ -151,6 +152,8 @@ class PsycopgUnitOfWork(ReadingUnitOfWork):
             self._outcome, self._sent = inquiry.outcome, statements
             for step, result in zip(writes, inquiry.results, strict=False):
                 step.carried_out(result)
+        if isinstance(error, StoreError) and error.sqlstate == "23505":
+            self._ids.forget()
         if error is not None:
             raise error
 
