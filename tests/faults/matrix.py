@@ -110,7 +110,7 @@ class Matrix:
         self._pulse = Pulse()
         async with (
             self._pulse.beating(),
-            ConversationStore.connect(self.dsn, schema=SCHEMA, max_size=4) as self._beside,
+            ConversationStore.connect(self.dsn, schema=SCHEMA, max_size=16) as self._beside,
             await psycopg.AsyncConnection.connect(self.dsn, autocommit=True) as self._control,
         ):
             lanes = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, Final
 
 from ledger import Change, Turn
 
@@ -20,7 +20,8 @@ from conversation_store import (
 
 from .case import MARK, SCHEMA, STATUS, Case, scenario
 
-# Units made of several ----------------------------------------------------------------------------
+LOCKED: Final = 0.1
+"""Seconds that a conversation is locked."""
 
 
 @scenario("two writes at once")
@@ -33,6 +34,32 @@ async def _two(case: Case) -> None:
             appended = uow.messages.append(first, turn.drafts())
             uow.conversations.set_status(second, Status.CLOSED)
         turn.placed(await appended)
+
+
+@scenario("append_messages behind a lock")
+async def _append_behind_a_lock(case: Case) -> None:
+    """So that what hits the server's process hits it at work."""
+    conversation, _ = await case.started()
+    before, turn = case.ledger.turn(conversation), case.ledger.turn(conversation)
+    is_locked = asyncio.Event()
+
+    async def hold() -> None:
+        uow = case.beside.unit_of_work()
+        with case.ledger.unit(before, uow=uow, note=f"before {case.name}"):
+            async with uow:
+                before.placed(await uow.messages.append(conversation, before.drafts()))
+                is_locked.set()
+                await asyncio.sleep(LOCKED)
+
+    holding = asyncio.create_task(hold())
+    await is_locked.wait()
+    try:
+        async with case.played(turn) as uow:
+            turn.placed(
+                await append_messages(uow, conversation_id=conversation, drafts=turn.drafts())
+            )
+    finally:
+        await holding
 
 
 @scenario("an append with an update")
