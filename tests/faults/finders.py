@@ -181,7 +181,8 @@ async def _twin(_dsn: str, _harm: str, broken: str) -> list[str]:
         subprocess.run,
         [*run, *chosen],
         cwd=tests,
-        env={**os.environ, "PYTHONPATH": str(tests), BROKEN: broken},
+        # Options of the run that we are in are not meant for this one.
+        env={**os.environ, "PYTEST_ADDOPTS": "", "PYTHONPATH": str(tests), BROKEN: broken},
         capture_output=True,
         text=True,
         check=False,
