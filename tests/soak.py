@@ -15,12 +15,14 @@ import ctypes
 import gc
 import json
 import logging
+import multiprocessing
 import os
 import platform
 import resource
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,7 +34,7 @@ from faults.proxy import FaultProxy
 from ledger import APPLICATION, Ledger, left_in_transaction
 from postgres_cluster import Cluster, Server
 from soak_faults import Faults
-from soak_load import Meter, SoakLoad
+from soak_load import Meter, SoakLoad, judge
 
 from conversation_store import ConversationStore, erase_user
 
@@ -114,29 +116,34 @@ class Soak:
         self.told: Counter[str] = Counter()
         self._is_loaded = False
         self._objects = 0
+        self._judge = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
 
     async def run(self) -> Report:
         """Load and harm, round after round, until the time is over."""
         async with self._stores() as (stores, proxy):
-            faults = Faults(self.server, proxy, self.meter, self.seed)
-            harming = asyncio.create_task(faults.run(PAUSE))
-            sampling = asyncio.create_task(self._sample(stores))
-            try:
-                while self.meter.now < self.report.seconds and not self.report.violations:
-                    await self._round(stores, faults)
-                    for task in (harming, sampling):
-                        if task.done():
-                            task.result()
-            finally:
-                for task in (harming, sampling):
-                    task.cancel()
-                await asyncio.wait([harming, sampling])
+            with self._judge:
+                await self._play(stores, Faults(self.server, proxy, self.meter, self.seed))
         self.meter.turn_over()
-        self.report.faults, self.report.buckets = faults.marks, self.meter.buckets
+        self.report.buckets = self.meter.buckets
         self.report.told = dict(self.told)
         self.report.latest_cancelled_s = round(self.meter.latest_cancelled, 3)
         self.report.judge_growth()
         return self.report
+
+    async def _play(self, stores: Sequence[ConversationStore], faults: Faults) -> None:
+        harming = asyncio.create_task(faults.run(PAUSE))
+        sampling = asyncio.create_task(self._sample(stores))
+        try:
+            while self.meter.now < self.report.seconds and not self.report.violations:
+                await self._round(stores, faults)
+                for task in (harming, sampling):
+                    if task.done():
+                        task.result()
+        finally:
+            for task in (harming, sampling):
+                task.cancel()
+            await asyncio.wait([harming, sampling])
+            self.report.faults = faults.marks
 
     @asynccontextmanager
     async def _stores(self) -> AsyncIterator[tuple[list[ConversationStore], FaultProxy]]:
@@ -171,7 +178,10 @@ class Soak:
             await load.__aexit__()
         async with faults.paused():
             await self._quiet()
-            found = [*load.surprises, *await asyncio.to_thread(ledger.violations)]
+            judging = asyncio.get_running_loop().run_in_executor(
+                self._judge, judge, self.server.dsn, ledger.units
+            )
+            found = [*load.surprises, *await judging]
             found += map(str, await left_in_transaction(self.server.dsn))
             for user_id in await self._users():
                 await erase_user(stores[0].unit_of_work(), user_id=user_id)
