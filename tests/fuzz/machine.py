@@ -181,7 +181,10 @@ class Programs(RuleBasedStateMachine):
         async def act(hand: Hand) -> None:
             hand.renew(user_id, patient=is_patient, timeout=timeout)
 
-        if not self.world.depth(hand % self.world.hands):
+        number = hand % self.world.hands
+        # Units on one connection may nest, but not take turns.
+        is_reading = self.world.postgres.lent and self.world.twin.hands[number].exports
+        if not self.world.depth(number) and not is_reading:
             self._do(hand, "unit_of_work", act)
 
     @rule(hand=hands, what=st.sampled_from(("enter", "enter", "enter", "leave", *ENDS)))
