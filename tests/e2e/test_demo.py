@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,9 @@ def test_an_interrupted_demo_leaves_nothing_behind(folder: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as running:
-        with lines.open("wb"):  # the demo has opened it too: it waits for the first line
+        with lines.open("wb"):  # the demo has opened it too
+            # A signal that comes just before a read begins is told when the read ends.
+            time.sleep(1)  # until it waits for the first line
             running.send_signal(signal.SIGINT)
             assert running.stderr is not None
             assert running.stderr.read() == b"\nconversation-store: interrupted\n"
