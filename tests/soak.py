@@ -23,7 +23,7 @@ import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -39,7 +39,9 @@ from soak_load import Meter, SoakLoad, judge
 from conversation_store import ConversationStore, erase_user
 
 ROUND: Final = 20.0
-"""Seconds of load between two judgements."""
+"""Seconds of load between two judgements, at most."""
+MOST_UNITS: Final = 5_000
+"""Units between two judgements: what the ledger holds of them is memory, too."""
 PAUSE: Final = 2.0
 """Seconds between two faults, on average."""
 TASKS: Final = 24
@@ -172,7 +174,8 @@ class Soak:
             await load.__aenter__()
         self._is_loaded = True
         try:
-            await asyncio.sleep(max(1.0, min(ROUND, left)))
+            with suppress(TimeoutError):
+                await load.acknowledge(MOST_UNITS, within=max(1.0, min(ROUND, left)))
         finally:
             self._is_loaded = False
             await load.__aexit__()
