@@ -212,6 +212,7 @@ class Programs(RuleBasedStateMachine):
         chat=chats,
         first=registered,
         second=writes,
+        third=writes,
         inside=st.booleans(),
         ends=st.lists(st.sampled_from(("leave", *ENDS)), max_size=2),
     )
@@ -222,15 +223,17 @@ class Programs(RuleBasedStateMachine):
         chat: int,
         first: Call,
         second: Call,
+        third: Call,
         inside: bool,
         ends: list[str],
     ) -> None:
-        """Hold a conversation while another wants it, and let it go perhaps."""
+        """Hold a conversation while another wants it and a third goes by; let it go perhaps."""
         names, number = self.world.twin.names, self.world.existing(chat)
         self._hold(two[0], first.about(number, names))
         if inside and not self.world.depth(two[1] % self.world.hands):
             self._do(two[1], "enter", _enter)
         self._call(two[1], second.about(number, names))
+        self._call(3 - sum(two), third)
         for end in ends:
             self.block(two[0], end)
 
