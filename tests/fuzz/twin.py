@@ -47,7 +47,7 @@ class Twin(Side):
         database.locks = self.locks
         # The same database once more, of those who wait for its locks a moment only.
         impatient = copy.copy(database)
-        impatient.locks = Locks(IMPATIENCE)
+        self._hasty = impatient.locks = WatchedLocks(IMPATIENCE)
         impatient.locks._locks = self.locks._locks
         self._stores = {True: _store(database), False: _store(impatient)}
 
@@ -70,6 +70,11 @@ class Twin(Side):
         """Return whom a hand waits for, if it does."""
         lock = self.holder(number).waits_for
         return None if lock is None else lock.owner
+
+    @property
+    def circles(self) -> int:
+        """How many circles of waits there were."""
+        return self.locks.circles + self._hasty.circles
 
     def is_stored(self, conversation_id: int) -> bool:
         """Whether a conversation is there for all to see."""

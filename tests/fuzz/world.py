@@ -150,10 +150,10 @@ class World:
         _check_equal(f"hand {number}, from outside", *ends)
 
     async def _settle(self) -> None:
-        circles = self.twin.locks.circles
+        circles = self.twin.circles
         waiting = await self.twin.settle()
         await self.postgres.settle(waiting)
-        circles = self.twin.locks.circles - circles
+        circles = self.twin.circles - circles
         try:
             self._compare_all(waiting)
         except Differ:
