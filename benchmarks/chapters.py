@@ -42,11 +42,12 @@ OTHERS: Final = {
     "indexes.json",
     "naptime_15s.json",
     "naptime_1min.json",
+    "soak.json",
     "storage.json",
     "table_growth.json",
     "write_run.json",
 }
-"""Of another document, docs/large-tables.md: see benchmarks/large_tables_page.py."""
+"""Of other documents: docs/large-tables.md and docs/how-we-test.md."""
 
 
 def chapters_in(results: Path) -> Iterator[tuple[Chapter, Results, str]]:
