@@ -68,6 +68,8 @@ class Programs(RuleBasedStateMachine):
     loop: ClassVar[asyncio.AbstractEventLoop]
     server: ClassVar[Server]
     steps: ClassVar[Counter[str]]
+    failures: ClassVar[list[BaseException]]
+    """What ended a program; each is a difference, or a hand that is stuck."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,6 +84,7 @@ class Programs(RuleBasedStateMachine):
             self.loop.run_until_complete(work)
         except BaseException as error:
             self.has_failed = True
+            self.failures.append(error)
             error.add_note("\n".join(["What was done:", *self.world.done]))
             raise
 
