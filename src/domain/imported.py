@@ -8,17 +8,21 @@ at closely.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import chain
-from typing import Any, Final, cast
+from typing import Any, Final, TypeAlias, cast
 
 from attrs import frozen
 
 from .conversation import Status
+from .errors import DuplicateSession
 from .json_object import dump_plain
 from .message import Role
 from .text import MAX_NAME_LENGTH, is_storable
+
+Session: TypeAlias = tuple[str, str]
+"""The user_id and session_id of a conversation."""
 
 MAX_PLAIN_CHARACTERS: Final = 1_000_000
 """A record with more content than this is looked at closely."""
@@ -59,6 +63,30 @@ class ImportedConversation:
     last_activity: datetime | None
     """The record's, or else its last timestamp; None: the store's clock."""
     messages: ImportedMessages
+
+    @property
+    def session(self) -> tuple[str, str]:
+        """Whose conversation it is, and the host's name for it."""
+        return self.user_id, self.session_id
+
+
+def pick_new(
+    batch: Sequence[ImportedConversation], is_there: Callable[[Session], bool], *, refuses: bool
+) -> list[ImportedConversation]:
+    """Return the first record of each session that does not exist.
+
+    Errors: DuplicateSession for the first of the others, where such are refused.
+    """
+    new: list[ImportedConversation] = []
+    seen: set[Session] = set()
+    for imported in batch:
+        session = imported.session
+        if session not in seen and not is_there(session):
+            seen.add(session)
+            new.append(imported)
+        elif refuses:
+            raise DuplicateSession(user_id=imported.user_id, session_id=imported.session_id)
+    return new
 
 
 _ROLES: Final[frozenset[object]] = frozenset(role.value for role in Role)

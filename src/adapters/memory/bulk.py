@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from ...domain.errors import DuplicateSession, TransactionAborted
-from ...domain.imported import ImportedConversation
+from ...domain.errors import TransactionAborted
+from ...domain.imported import ImportedConversation, Session, pick_new
 from ...domain.repository import OnDuplicate
 from ...service_layer.unit_of_work import MAX_SENDS
-from .database import Layer, Session, View
+from .database import Layer, View
 
 
 async def take_sessions(
@@ -25,27 +25,15 @@ async def take_sessions(
     """
     for _ in range(MAX_SENDS):
         now = view.database.clock()
-        new = _look_up(view, batch)
-        if on_duplicate == "error" and len(new) < len(batch):
-            left = iter(new)
-            duplicate = next(imported for imported in batch if imported is not next(left, None))
-            raise DuplicateSession(user_id=duplicate.user_id, session_id=duplicate.session_id)
-        if await _are_held(view, sorted(map(_session, new))):
+        new = pick_new(
+            batch,
+            lambda session: view.find_session(session) is not None,
+            refuses=on_duplicate == "error",
+        )
+        if await _are_held(view, sorted(imported.session for imported in new)):
             return now, new
     reason = "other transactions stored the same sessions, or waited for each other, meanwhile"
     raise TransactionAborted(reason=reason)
-
-
-def _look_up(view: View, batch: Sequence[ImportedConversation]) -> list[ImportedConversation]:
-    """Return the first record of each session that does not exist."""
-    new: list[ImportedConversation] = []
-    seen: set[Session] = set()
-    for imported in batch:
-        session = _session(imported)
-        if session not in seen and view.find_session(session) is None:
-            seen.add(session)
-            new.append(imported)
-    return new
 
 
 async def _are_held(view: View, sessions: Sequence[Session]) -> bool:
@@ -67,7 +55,3 @@ async def _are_held(view: View, sessions: Sequence[Session]) -> bool:
         else:
             view.release(attempt)
     return True
-
-
-def _session(imported: ImportedConversation) -> Session:
-    return imported.user_id, imported.session_id

@@ -13,12 +13,10 @@ from datetime import UTC, datetime
 from attrs import define, evolve, field
 
 from ...domain.conversation import Conversation
+from ...domain.imported import Session
 from ...domain.json_object import copy_json
 from ...domain.message import Message, MessageDraft
 from .locks import Holder, Locks
-
-Session = tuple[str, str]
-"""The user_id and session_id of a conversation."""
 
 
 @define(eq=False)

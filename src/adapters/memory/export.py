@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from ...domain.imported import Session
 from ...domain.record import ConversationRecord, to_record
-from .database import Session, Stored
+from .database import Stored
 
 
 class SnapshotRecords:

@@ -18,8 +18,8 @@ from attrs import frozen
 from psycopg.types.numeric import Int8BinaryDumper
 from psycopg.types.string import StrBinaryDumper
 
-from ...domain.errors import DuplicateSession, TransactionAborted
-from ...domain.imported import ImportedConversation
+from ...domain.errors import TransactionAborted
+from ...domain.imported import ImportedConversation, Session, pick_new
 from ...domain.json_object import dump_json
 from ...domain.receipt import ImportReceipt
 from ...domain.repository import OnDuplicate
@@ -76,11 +76,8 @@ async def store_batch(
     """Store those conversations of a batch that do not exist. Errors: DuplicateSession."""
     ids: Sequence[int] = ()
     for _ in range(MAX_SENDS):
-        now, new = await _look_up(transaction.connection, texts, batch)
-        if on_duplicate == "error" and len(new) < len(batch):
-            left = iter(new)
-            duplicate = next(imported for imported in batch if imported is not next(left, None))
-            raise DuplicateSession(user_id=duplicate.user_id, session_id=duplicate.session_id)
+        now, there = await _look_up(transaction.connection, texts, batch)
+        new = pick_new(batch, there.__contains__, refuses=on_duplicate == "error")
         messages = sum(len(imported.messages) for imported in new)
         if len(ids) != len(new) + messages:
             ids = await transaction.draw_ids(len(new) + messages)
@@ -95,9 +92,9 @@ async def store_batch(
 
 async def _look_up(
     connection: Connection, texts: Texts, batch: Sequence[ImportedConversation]
-) -> tuple[datetime, list[ImportedConversation]]:
-    """Return the server's time, and the first of each session that does not exist: 1 round trip."""
-    sessions = dump_json([(imported.user_id, imported.session_id) for imported in batch])
+) -> tuple[datetime, set[Session]]:
+    """Return the server's time, and the sessions of a batch that exist: 1 round trip."""
+    sessions = dump_json([imported.session for imported in batch])
     cursors: list[Cursor] = []
     try:
         command = Command(texts.look_up, {"sessions": sessions})
@@ -105,14 +102,7 @@ async def _look_up(
     except CommandFailedError as failure:
         raise translate(failure.error) from failure.error
     rows = await cursors[-1].fetchall()
-    seen = {(user_id, session_id) for _, user_id, session_id in rows}
-    new: list[ImportedConversation] = []
-    for imported in batch:
-        session = imported.user_id, imported.session_id
-        if session not in seen:
-            seen.add(session)
-            new.append(imported)
-    return utc(rows[0][0]), new
+    return utc(rows[0][0]), {(user_id, session_id) for _, user_id, session_id in rows}
 
 
 def _place(new: Sequence[ImportedConversation], ids: Sequence[int], now: datetime) -> list[_Placed]:
@@ -129,7 +119,7 @@ def _place(new: Sequence[ImportedConversation], ids: Sequence[int], now: datetim
         first += len(message_ids)
         start_time, last_activity = start or last or now, last or max(start or now, now)
         placed.append(_Placed(imported, conversation_id, message_ids, start_time, last_activity))
-    placed.sort(key=lambda one: (one.imported.user_id, one.imported.session_id))
+    placed.sort(key=lambda one: one.imported.session)
     return placed
 
 

@@ -37,6 +37,7 @@ REQUEST_KEY: Final = "ai_messages_request_key"
 SESSION_KEY: Final = "ai_conversations_session_key"
 DEADLOCK: Final = "40P01"
 READ_ONLY: Final = "25006"
+UNIQUE: Final = "23505"
 ID_KEYS: Final = ("ai_conversations_pkey", "ai_messages_id_key")
 """What breaks when an id is given twice."""
 
@@ -139,7 +140,7 @@ def is_contested(error: psycopg.Error) -> bool:
     """Whether the statement met another at work and may succeed when it is sent again."""
     name = error.diag.constraint_name
     return (error.sqlstate == REFUSED and name == "contested") or (
-        error.sqlstate == "23505" and name == REQUEST_KEY
+        error.sqlstate == UNIQUE and name == REQUEST_KEY
     )
 
 
@@ -148,7 +149,7 @@ def is_id_taken(error: psycopg.Error) -> bool:
 
     As after a failover to a standby that lagged behind, or a restored backup. Other ids will do.
     """
-    return error.sqlstate == "23505" and error.diag.constraint_name in ID_KEYS
+    return error.sqlstate == UNIQUE and error.diag.constraint_name in ID_KEYS
 
 
 def translate(error: psycopg.Error) -> ConversationStoreError:

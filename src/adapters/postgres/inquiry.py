@@ -31,7 +31,7 @@ from ...service_layer.outcome import Outcome
 from ...service_layer.retry import GIVEN_UP, Retry, try_again
 from .commit import is_lost
 from .connections import Connection, Connections, clean
-from .errors import caused, is_id_taken, translate
+from .errors import UNIQUE, caused, is_id_taken, translate
 from .statement import (
     BEGIN,
     COMMIT,
@@ -112,7 +112,7 @@ class Inquiry:
                 return refusal
             await clean(connection)
             is_of_data = isinstance(refusal, NotFound | Conflict | RuleViolation)
-            is_in_the_way = isinstance(refusal, StoreError) and refusal.sqlstate == "23505"
+            is_in_the_way = isinstance(refusal, StoreError) and refusal.sqlstate == UNIQUE
             if is_of_data or is_in_the_way:
                 self.outcome = await self._look(connection)
             if self.outcome is Outcome.UNKNOWN:

@@ -52,7 +52,7 @@ from .connections import (
     is_usable,
 )
 from .conversations import PsycopgConversationRepository
-from .errors import READ_ONLY, caused, is_contested, is_id_taken, translate
+from .errors import READ_ONLY, UNIQUE, caused, is_contested, is_id_taken, translate
 from .group_commit import GroupCommit
 from .ids import IdSource, draw_blocks
 from .inquiry import Inquiry
@@ -152,7 +152,7 @@ class PsycopgUnitOfWork(ReadingUnitOfWork):
             self._outcome, self._sent = inquiry.outcome, statements
             for step, result in zip(writes, inquiry.results, strict=False):
                 step.carried_out(result)
-        if isinstance(error, StoreError) and error.sqlstate == "23505":
+        if isinstance(error, StoreError) and error.sqlstate == UNIQUE:
             self._ids.forget()
         if error is not None:
             raise error
