@@ -51,10 +51,9 @@ from .domain.repository import (
     ExportedRecords,
     MessageRepository,
     OnDuplicate,
-    Pending,
-    Write,
 )
 from .domain.text import storable_text
+from .domain.unit import Pending, Write
 from .service_layer.conversations import (
     archive_conversation,
     close_conversation,

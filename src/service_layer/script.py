@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Generator
 from enum import Enum
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from attrs import define, field
 
 from ..domain.errors import ConversationStoreError, TransactionAborted, UnitOfWorkMisuse
-from ..domain.repository import Write
+from ..domain.unit import Write
 
 T = TypeVar("T")
+
+MAX_SENDS: Final = 3
+"""How often a write that met another at work is sent within an open transaction."""
 
 
 class BlockState(Enum):

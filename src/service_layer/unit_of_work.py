@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from ..domain.errors import (
     CommitOutcomeUnknown,
@@ -21,8 +21,9 @@ from ..domain.errors import (
     StoreError,
     UnitOfWorkMisuse,
 )
-from ..domain.repository import ConversationRepository, MessageRepository, Pending, Write
+from ..domain.repository import ConversationRepository, MessageRepository
 from ..domain.text import check_name
+from ..domain.unit import Pending, Write
 from .outcome import Outcome
 from .retry import Retry, try_again
 from .script import (
@@ -39,9 +40,6 @@ from .script import (
 )
 
 T = TypeVar("T")
-
-MAX_SENDS: Final = 3
-"""How often a write that met another at work is sent within an open transaction."""
 
 
 class AsyncUnitOfWork(ABC):

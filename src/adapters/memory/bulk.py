@@ -12,7 +12,7 @@ from datetime import datetime
 from ...domain.errors import TransactionAborted
 from ...domain.imported import ImportedConversation, Session, pick_new
 from ...domain.repository import OnDuplicate
-from ...service_layer.unit_of_work import MAX_SENDS
+from ...service_layer.script import MAX_SENDS
 from .database import Layer, View
 
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from attrs import define
 
-from ...domain.repository import Write
+from ...domain.unit import Write
 
 T = TypeVar("T")
 

@@ -26,7 +26,8 @@ from ...domain.json_object import load_optional
 from ...domain.message import Message, MessageDraft
 from ...domain.page import ConversationCursor
 from ...domain.receipt import ErasureReceipt, ImportReceipt
-from ...domain.repository import ConversationRepository, OnDuplicate, Unit
+from ...domain.repository import ConversationRepository, OnDuplicate
+from ...domain.unit import Unit
 from .bulk import take_sessions
 from .change import Change
 from .database import Stored, View

@@ -16,7 +16,8 @@ from ...domain.errors import (
     RequestConflict,
 )
 from ...domain.message import Message, Turn
-from ...domain.repository import MessageRepository, Unit
+from ...domain.repository import MessageRepository
+from ...domain.unit import Unit
 from .change import Change
 from .database import Stored, View
 from .verdicts import Verdict, is_seen, lock_and_judge, stale

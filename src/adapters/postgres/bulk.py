@@ -23,7 +23,7 @@ from ...domain.imported import ImportedConversation, Session, pick_new
 from ...domain.json_object import dump_json
 from ...domain.receipt import ImportReceipt
 from ...domain.repository import OnDuplicate
-from ...service_layer.unit_of_work import MAX_SENDS
+from ...service_layer.script import MAX_SENDS
 from .connections import Connection
 from .errors import DEADLOCK, SESSION_KEY, translate
 from .rows import Row, utc

@@ -13,7 +13,7 @@ from typing import Final, Protocol
 from ...domain.conversation import ACCEPTING_MESSAGES, Status
 from ...domain.json_object import dump_json
 from ...domain.message import MessageDraft
-from ...domain.repository import Unit
+from ...domain.unit import Unit
 from .bulk import OpenTransaction
 from .rows import Row
 from .statement import Parameters

@@ -13,7 +13,7 @@ from psycopg import AsyncCursor
 from psycopg.pq import ExecStatus
 from psycopg.rows import tuple_row
 
-from ...domain.repository import Write
+from ...domain.unit import Write
 from .connections import Connection, begin_uninterrupted, cut
 from .errors import translate
 from .rows import Row

@@ -31,6 +31,7 @@ from ...domain.errors import (
 from ...service_layer.outcome import Outcome
 from ...service_layer.retry import Retry
 from ...service_layer.script import (
+    MAX_SENDS,
     Block,
     CloseBlock,
     OpenBlock,
@@ -38,7 +39,6 @@ from ...service_layer.script import (
     Step,
     StepFailedError,
 )
-from ...service_layer.unit_of_work import MAX_SENDS
 from .bulk import OpenTransaction
 from .commit import await_commit, begin_commit, is_lost, judge_interrupted, outcome_unknown
 from .connections import (
