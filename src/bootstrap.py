@@ -6,7 +6,7 @@ that importing the package, and testing with the twin, needs none.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
@@ -31,7 +31,9 @@ class _Adapter(Protocol):
     def unit_of_work(
         self, user_id: str | None, connection: Any, timeout: float | None
     ) -> AsyncUnitOfWork: ...
-    async def migrate(self, id_block: int, connection: Any) -> list[str]: ...
+    async def migrate(
+        self, id_block: int, connection: Any, *, row_security: bool, roles: Mapping[str, str]
+    ) -> list[str]: ...
     async def ping(self) -> None: ...
 
 
@@ -193,34 +195,77 @@ class ConversationStore:
         return await run_unit(lambda: self.unit_of_work(user_id=user_id), work, self._adapter.retry)
 
     async def migrate(
-        self, *, id_block: int = 1000, connection: AsyncConnection[Any] | None = None
+        self,
+        *,
+        id_block: int = 1000,
+        connection: AsyncConnection[Any] | None = None,
+        row_security: bool = False,
+        application_role: str | None = None,
+        read_only_role: str | None = None,
+        maintenance_role: str | None = None,
     ) -> list[str]:
         """Bring the database to what this version needs; return the names of what was applied.
 
-        Safe when many processes do it at once. Each migration is one transaction.
+        Safe when many processes do it at once. Each migration is one transaction, and so are row
+        security and the roles together. A role that is named is given what its work needs, each
+        time, and no more: what else it had on the schema and on what is the store's is taken away,
+        and so is what everybody had on the latter. See docs/how-to/run-migrations.md.
 
         Args:
             id_block: how many ids a process draws at a time, 1..1000000; counts when the
                 sequence is made, on the first migration.
             connection: do it on this connection of the host's, inside its transaction if there
                 is one.
+            row_security: let PostgreSQL, too, keep users apart, see docs/how-to/row-security.md.
+                False leaves it as it is. Applied as "row_security", unless it is on already.
+            application_role: may do what the service functions do.
+            read_only_role: may read.
+            maintenance_role: may do what the application may, with everybody's rows; it must have
+                BYPASSRLS.
 
         Raises: StoreMisconfigured where the database is newer than this code, an applied file
-        has changed since, or the role lacks a privilege.
+        has changed since, the role that migrates lacks a privilege, or one that is named does not
+        exist, is the owner, a superuser, or a member of those, or bypasses row security where
+        it must not, or does not where it must.
         """
-        return await self._adapter.migrate(id_block, connection)
+        roles = _named(application_role, read_only_role, maintenance_role)
+        return await self._adapter.migrate(
+            id_block, connection, row_security=row_security, roles=roles
+        )
 
     @staticmethod
-    def migration_sql(*, schema: str = "operational", id_block: int = 1000) -> str:
+    def migration_sql(
+        *,
+        schema: str = "operational",
+        id_block: int = 1000,
+        row_security: bool = False,
+        application_role: str | None = None,
+        read_only_role: str | None = None,
+        maintenance_role: str | None = None,
+    ) -> str:
         """Return the SQL that `migrate` would run on an empty database, for the host's own tool.
 
         To be run in one transaction; it records itself, so that `migrate` then finds nothing to
-        do. Raises StoreMisconfigured for a schema or a block that cannot be.
+        do. Raises StoreMisconfigured for a schema, a block or a role that cannot be.
         """
-        from .adapters.postgres.migrate import migration_sql
+        from .adapters.postgres.migrate import Wanted, migration_sql
 
-        return migration_sql(schema, id_block)
+        roles = _named(application_role, read_only_role, maintenance_role)
+        wanted = Wanted(id_block=id_block, row_security=row_security, roles=roles)
+        return migration_sql(schema, wanted)
 
     async def ping(self) -> None:
         """Return if the store answers. Raises StoreUnavailable or StoreTimeout. Round trips: 1."""
         await self._adapter.ping()
+
+
+def _named(
+    application_role: str | None, read_only_role: str | None, maintenance_role: str | None
+) -> dict[str, str]:
+    """Return the roles that are named, by their keywords."""
+    roles = {
+        "application_role": application_role,
+        "read_only_role": read_only_role,
+        "maintenance_role": maintenance_role,
+    }
+    return {keyword: name for keyword, name in roles.items() if name is not None}

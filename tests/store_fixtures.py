@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import psycopg
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from conversation_store import ConversationStore, MessageDraft
 
@@ -24,9 +26,7 @@ def turn(number: int) -> list[MessageDraft]:
 def _fresh(dsn: str, schema: str) -> None:
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute(
-            psycopg.sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(
-                psycopg.sql.Identifier(schema)
-            )
+            sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(schema))
         )
 
 
@@ -34,9 +34,9 @@ def empty(dsn: str, schema: str) -> None:
     """Remove all rows of a schema's store; ids go on."""
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute(
-            psycopg.sql.SQL("TRUNCATE {}, {}").format(
-                psycopg.sql.Identifier(schema, "ai_conversations"),
-                psycopg.sql.Identifier(schema, "ai_messages"),
+            sql.SQL("TRUNCATE {}, {}").format(
+                sql.Identifier(schema, "ai_conversations"),
+                sql.Identifier(schema, "ai_messages"),
             )
         )
 
@@ -65,4 +65,63 @@ async def open_store(
             _fresh(dsn, schema)
             await store.migrate()
             migrated.add(schema)
+        yield store
+
+
+APPLICATION = "chat application"
+READER = "chat reader"
+MAINTENANCE = "chat maintenance"
+ROLES: dict[str, Any] = {
+    "application_role": APPLICATION,
+    "read_only_role": READER,
+    "maintenance_role": MAINTENANCE,
+}
+"""The roles of the tests, as `migrate` is told them."""
+
+
+def create_roles(dsn: str) -> None:
+    """Create the roles of the tests, where they are not there yet: all databases share them."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        there = {name for (name,) in connection.execute("SELECT rolname FROM pg_roles")}
+        for name in set(ROLES.values()) - there:
+            bypasses = sql.SQL("BYPASSRLS" if name == MAINTENANCE else "NOBYPASSRLS")
+            connection.execute(
+                sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'secret' {}").format(
+                    sql.Identifier(name), bypasses
+                )
+            )
+
+
+def as_role(dsn: str, role: str) -> str:
+    """Return a connection string for the same database, as a role of the tests."""
+    return make_conninfo(dsn, user=role, password="secret")
+
+
+@asynccontextmanager
+async def open_store_as(
+    role: str,
+    dsn: str,
+    schema: str,
+    migrated: set[str],
+    *,
+    policies: bool = False,
+    **options: Any,
+) -> AsyncIterator[ConversationStore]:
+    """Open a store as a role of the tests; its owner, of `dsn`, migrates and empties it.
+
+    `policies` says whether the schema has row security, so it has to be the same at each use of
+    a schema. Options are those of `connect`; where there are policies, `row_security=True` is
+    what makes a store set the user.
+    """
+    key = f"{schema} with roles"
+    if key not in migrated:
+        create_roles(dsn)
+        if schema not in migrated:
+            _fresh(dsn, schema)
+        async with ConversationStore.connect(dsn, schema=schema, min_size=1) as owner:
+            await owner.migrate(row_security=policies, **ROLES)
+        migrated |= {schema, key}
+    empty(dsn, schema)
+    values = {"min_size": 1, "max_size": 20} | options
+    async with ConversationStore.connect(as_role(dsn, role), schema=schema, **values) as store:
         yield store

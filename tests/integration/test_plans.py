@@ -42,7 +42,6 @@ from conversation_store import (
 )
 from conversation_store.adapters.postgres import flush, statement
 from conversation_store.adapters.postgres.flush import MOST_TURNS, Seat
-from conversation_store.adapters.postgres.migrate import migration_sql
 from conversation_store.adapters.postgres.statement import Command, Cursor
 from conversation_store.adapters.postgres.texts import Texts
 
@@ -88,7 +87,7 @@ def seeded(dsn: str) -> Iterator[str]:
     drop = sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(SCHEMA))
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute(drop)
-        connection.execute(migration_sql(SCHEMA).encode())
+        connection.execute(ConversationStore.migration_sql(schema=SCHEMA).encode())
         connection.execute(SEED.format(schema=SCHEMA).encode())
         for table in sorted(TABLES):
             connection.execute(f"VACUUM (ANALYZE) {SCHEMA}.{table}".encode())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 
 from ...domain.errors import UnitOfWorkMisuse
@@ -40,8 +40,15 @@ class InMemoryStore:
             raise UnitOfWorkMisuse(reason="a store in memory uses no connection")
         return InMemoryUnitOfWork(self._database, user_id, self.retry, timeout)
 
-    async def migrate(self, id_block: int, connection: object = None) -> list[str]:  # noqa: ARG002
-        """Nothing is to be migrated."""
+    async def migrate(
+        self,
+        id_block: int,  # noqa: ARG002
+        connection: object = None,  # noqa: ARG002
+        *,
+        row_security: bool = False,  # noqa: ARG002
+        roles: Mapping[str, str] | None = None,  # noqa: ARG002
+    ) -> list[str]:
+        """Nothing is to be migrated, and memory has no roles."""
         return []
 
     async def ping(self) -> None:

@@ -2,6 +2,7 @@
 
 Each runs in a transaction of its own, under a lock that makes any number of processes take turns,
 and is recorded with its checksum. What is left of a process that died is undone by the server.
+Row security and the privileges of roles come after them, where they are asked for.
 """
 
 from __future__ import annotations
@@ -12,25 +13,25 @@ from importlib import resources
 from typing import Final
 
 import psycopg
-from attrs import frozen
-from psycopg import sql
+from attrs import field, frozen
 
 from ...domain.errors import StoreMisconfigured
-from ...domain.text import storable_text
 from .connections import Connection
+from .ddl import fetch, fill, literal, quoted, run
 from .errors import translate
-from .rows import Row
-from .statement import new_cursor
+from .privileges import Roles, check_granted, check_name, check_roles, grant, grants
 
 DEFAULT_ID_BLOCK: Final = 1000
 """How many ids a process draws at a time."""
 MAX_ID_BLOCK: Final = 1_000_000
 """Largest such block."""
 
-MAX_SCHEMA_BYTES: Final = 63
-"""Longest name of a schema, in bytes of UTF-8; PostgreSQL would cut off the rest."""
+ROW_SECURITY: Final = "row_security"
+"""The name of what is not numbered: the policies of row security."""
 
-_LOCK: Final = "SELECT pg_advisory_xact_lock(hashtextextended('conversation_store ' || {}, 0))"
+_LOCK: Final = (
+    "SELECT pg_advisory_xact_lock(hashtextextended('conversation_store ' || {schema}, 0))"
+)
 
 _RECORDS: Final = """CREATE TABLE IF NOT EXISTS {schema}.conversation_store_migrations (
     number     integer     NOT NULL,
@@ -42,6 +43,14 @@ _RECORDS: Final = """CREATE TABLE IF NOT EXISTS {schema}.conversation_store_migr
 
 _RECORD: Final = """INSERT INTO {schema}.conversation_store_migrations (number, name, checksum)
 VALUES ({number}, {name}, {checksum})"""
+
+
+_IS_SECURED: Final = """SELECT count(*) = 2
+FROM pg_policy AS p JOIN pg_class AS c ON c.oid = p.polrelid
+WHERE (c.oid, p.polname) IN (({conversations}::regclass, 'ai_conversations_user'),
+        ({messages}::regclass, 'ai_messages_user'))
+    AND c.relrowsecurity AND c.relforcerowsecurity
+    AND obj_description(p.oid, 'pg_policy') = {checksum}"""
 
 
 @frozen
@@ -58,67 +67,87 @@ class Migration:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
+@frozen(kw_only=True)
+class Wanted:
+    """What a database is to be brought to."""
+
+    id_block: int = DEFAULT_ID_BLOCK
+    row_security: bool = False
+    """Whether to switch it on; where not, it stays as it is."""
+    roles: Roles = field(factory=dict[str, str])
+
+    def check(self) -> None:
+        """Raise StoreMisconfigured for what cannot be."""
+        _check_id_block(self.id_block)
+        check_roles(self.roles)
+
+
 def known_migrations() -> list[Migration]:
     """Return the migrations of this version of the package, in order."""
     folder = resources.files(__name__.rpartition(".")[0]) / "migrations"
-    files = sorted(
-        (file for file in folder.iterdir() if file.name.endswith(".sql")),
-        key=lambda file: file.name,
-    )
+    names = sorted(file.name for file in folder.iterdir() if file.name[:4].isdigit())
     return [
-        Migration(int(file.name[:4]), file.name.removesuffix(".sql"), file.read_text("utf-8"))
-        for file in files
+        Migration(int(name[:4]), name.removesuffix(".sql"), (folder / name).read_text("utf-8"))
+        for name in names
     ]
 
 
-def migration_sql(schema: str = "operational", id_block: int = DEFAULT_ID_BLOCK) -> str:
+def migration_sql(schema: str, wanted: Wanted) -> str:
     """Return all that `migrate` would run on an empty database, for a tool of the host's own.
 
     Run it in one transaction. It records itself, so that `migrate` finds nothing left to do.
     Errors: StoreMisconfigured for a name or a block that cannot be.
     """
     check_schema(schema)
-    _check_id_block(id_block)
+    wanted.check()
     statements = [
-        f"CREATE SCHEMA IF NOT EXISTS {_quoted(schema)}",
-        _RECORDS.replace("{schema}", _quoted(schema)),
+        f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}",
+        fill(_RECORDS, schema=quoted(schema)),
     ]
     for migration in known_migrations():
-        statements += [_filled(migration, schema, id_block), _record(migration, schema)]
+        statements += [_filled(migration, schema, wanted.id_block), _record(migration, schema)]
+    if wanted.row_security:
+        statements.append(_row_security(schema))
+    statements += grants(schema, wanted.roles)
     return ";\n\n".join(statement.strip().removesuffix(";") for statement in statements) + ";\n"
 
 
-async def migrate(
-    connection: Connection, schema: str, id_block: int = DEFAULT_ID_BLOCK
-) -> list[str]:
-    """Apply the migrations that are missing; return their names.
+async def migrate(connection: Connection, schema: str, wanted: Wanted) -> list[str]:
+    """Apply the migrations that are missing and what else is wanted; return their names.
 
     Errors: StoreMisconfigured where the database is newer than this code, where a file that was
-    applied has changed since, and where the role lacks a privilege.
+    applied has changed since, where a role is missing or is none that can be granted to, and where
+    the own role lacks a privilege.
     """
-    _check_id_block(id_block)
+    wanted.check()
     known = known_migrations()
     applied: list[str] = []
     try:
         while True:
             async with connection.transaction():
+                await check_granted(connection, schema, wanted.roles)
                 missing = await _missing(connection, schema, known)
                 if missing:
-                    await _run(connection, _filled(missing[0], schema, id_block))
-                    await _run(connection, _record(missing[0], schema))
+                    await run(connection, _filled(missing[0], schema, wanted.id_block))
+                    await run(connection, _record(missing[0], schema))
                     applied.append(missing[0].name)
             if len(missing) <= 1:
-                return applied
+                break
+        if wanted.row_security or wanted.roles:
+            async with connection.transaction():
+                await _take_turn(connection, schema)
+                if wanted.row_security and not await _is_secured(connection, schema):
+                    await run(connection, _row_security(schema))
+                    applied.append(ROW_SECURITY)
+                await grant(connection, schema, wanted.roles)
     except psycopg.Error as error:
         raise translate(error) from error
+    return applied
 
 
 def check_schema(schema: str) -> None:
     """Raise StoreMisconfigured for a name that PostgreSQL would refuse or cut short."""
-    is_text = storable_text(schema) == schema
-    if not is_text or not 1 <= len(schema.encode()) <= MAX_SCHEMA_BYTES:
-        reason = f"a schema's name must be a text of 1..{MAX_SCHEMA_BYTES} bytes that can be stored"
-        raise StoreMisconfigured(reason=reason)
+    check_name("a schema's name", schema)
 
 
 def _check_id_block(id_block: object) -> None:
@@ -127,23 +156,27 @@ def _check_id_block(id_block: object) -> None:
         raise StoreMisconfigured(reason=f"id_block must be 1..{MAX_ID_BLOCK}")
 
 
+async def _take_turn(connection: Connection, schema: str) -> None:
+    """Wait, however long, until no other process migrates."""
+    [(lock_timeout,)] = await fetch(connection, "SHOW lock_timeout")
+    await run(connection, "SET LOCAL lock_timeout = 0")
+    await run(connection, fill(_LOCK, schema=literal(schema)))
+    await run(connection, f"SET LOCAL lock_timeout = {literal(str(lock_timeout))}")
+
+
 async def _missing(
     connection: Connection, schema: str, known: Sequence[Migration]
 ) -> list[Migration]:
     """Take the turn, and return the migrations that are not applied yet."""
-    [(lock_timeout,)] = await _rows(connection, "SHOW lock_timeout")
-    await _run(connection, "SET LOCAL lock_timeout = 0")  # turns are waited for, however long
-    await _run(connection, _LOCK.replace("{}", _literal(schema)))
-    await _run(connection, f"SET LOCAL lock_timeout = {_literal(str(lock_timeout))}")
+    await _take_turn(connection, schema)
     # Only where it is missing: creating it needs a privilege on the database.
-    schemas = f"SELECT FROM pg_namespace WHERE nspname = {_literal(schema)}"
-    if not await _rows(connection, schemas):
-        await _run(connection, f"CREATE SCHEMA {_quoted(schema)}")
-    records = f"{_quoted(schema)}.conversation_store_migrations"
-    [(there,)] = await _rows(connection, f"SELECT to_regclass({_literal(records)}) IS NOT NULL")
+    if not await fetch(connection, f"SELECT FROM pg_namespace WHERE nspname = {literal(schema)}"):
+        await run(connection, f"CREATE SCHEMA {quoted(schema)}")
+    records = quoted(schema, "conversation_store_migrations")
+    [(there,)] = await fetch(connection, f"SELECT to_regclass({literal(records)}) IS NOT NULL")
     if not there:
-        await _run(connection, _RECORDS.replace("{schema}", _quoted(schema)))
-    rows = await _rows(connection, f"SELECT number, name, checksum FROM {records} ORDER BY number")
+        await run(connection, fill(_RECORDS, schema=quoted(schema)))
+    rows = await fetch(connection, f"SELECT number, name, checksum FROM {records} ORDER BY number")
     for number, name, checksum in rows:
         if number > len(known):
             raise StoreMisconfigured(
@@ -159,32 +192,36 @@ async def _missing(
     return list(known[len(rows) :])
 
 
-async def _run(connection: Connection, text: str) -> None:
-    await new_cursor(connection).execute(text.encode(), prepare=False)
+async def _is_secured(connection: Connection, schema: str) -> bool:
+    """Whether row security is on in the form that this version has it."""
+    query = fill(
+        _IS_SECURED,
+        conversations=literal(quoted(schema, "ai_conversations")),
+        messages=literal(quoted(schema, "ai_messages")),
+        checksum=literal(_row_security_file().checksum),
+    )
+    return await fetch(connection, query) == [(True,)]
 
 
-async def _rows(connection: Connection, text: str) -> list[Row]:
-    cursor = new_cursor(connection)
-    await cursor.execute(text.encode())
-    return await cursor.fetchall()
+def _row_security_file() -> Migration:
+    file = resources.files(__name__.rpartition(".")[0]) / "migrations" / f"{ROW_SECURITY}.sql"
+    return Migration(0, ROW_SECURITY, file.read_text("utf-8"))
+
+
+def _row_security(schema: str) -> str:
+    file = _row_security_file()
+    return fill(file.text, schema=quoted(schema), checksum=file.checksum)
 
 
 def _filled(migration: Migration, schema: str, id_block: int) -> str:
-    return migration.text.replace("{id_block}", str(id_block)).replace("{schema}", _quoted(schema))
+    return fill(migration.text, schema=quoted(schema), id_block=str(id_block))
 
 
 def _record(migration: Migration, schema: str) -> str:
-    return (
-        _RECORD.replace("{number}", str(migration.number))
-        .replace("{name}", _literal(migration.name))
-        .replace("{checksum}", _literal(migration.checksum))
-        .replace("{schema}", _quoted(schema))
+    return fill(
+        _RECORD,
+        number=str(migration.number),
+        name=literal(migration.name),
+        checksum=literal(migration.checksum),
+        schema=quoted(schema),
     )
-
-
-def _quoted(schema: str) -> str:
-    return sql.Identifier(schema).as_string()
-
-
-def _literal(text: str) -> str:
-    return sql.Literal(text).as_string()

@@ -67,14 +67,13 @@ GET_OR_START: Final[LiteralString] = f"""
 WITH found AS MATERIALIZED (
     SELECT * FROM {{conversations}} WHERE user_id = %(owner)s AND session_id = %(session_id)s
 ), new AS (
-    INSERT INTO {{conversations}} (id, user_id, session_id, status, start_time, last_activity,
+    INSERT INTO {{conversations}} AS c (id, user_id, session_id, status, start_time, last_activity,
         message_count, version, rescue_id, intent_type, source, metadata)
     SELECT %(id)s, %(owner)s, %(session_id)s, %(status)s, clock.time, clock.time, %(count)s, 1,
         %(rescue_id)s, %(intent_type)s, %(source)s, %(metadata)s::jsonb
     FROM (SELECT clock_timestamp() AS time) AS clock
     WHERE NOT EXISTS (SELECT FROM found)
-    ON CONFLICT ON CONSTRAINT ai_conversations_session_key
-        DO UPDATE SET session_id = excluded.session_id
+    ON CONFLICT ON CONSTRAINT ai_conversations_session_key DO UPDATE SET version = c.version
     RETURNING *
 ), added AS (
     INSERT INTO {{messages}} (conversation_id, position, id, role, content, timestamp,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Final
 
 import psycopg
@@ -16,7 +17,7 @@ from .connections import Connection, LentConnection, Pool, PooledConnections
 from .errors import translate
 from .group_commit import GroupCommit
 from .ids import DRAWING, IdSource, draw_blocks
-from .migrate import check_schema, migrate
+from .migrate import Wanted, check_schema, migrate
 from .statement import fetch_rows
 from .texts import Texts
 from .unit_of_work import PsycopgUnitOfWork
@@ -98,12 +99,20 @@ class PostgresStore:
         )
 
     @interruptible
-    async def migrate(self, id_block: int, connection: Connection | None = None) -> list[str]:
+    async def migrate(
+        self,
+        id_block: int,
+        connection: Connection | None = None,
+        *,
+        row_security: bool = False,
+        roles: Mapping[str, str] | None = None,
+    ) -> list[str]:
         """Apply the migrations that are missing, over the pool or inside the host's transaction."""
+        wanted = Wanted(id_block=id_block, row_security=row_security, roles=roles or {})
         if connection is not None:
-            return await migrate(connection, self._schema, id_block)
+            return await migrate(connection, self._schema, wanted)
         async with self._connections.borrowed() as borrowed:
-            return await migrate(borrowed, self._schema, id_block)
+            return await migrate(borrowed, self._schema, wanted)
 
     @interruptible
     async def ping(self) -> None:

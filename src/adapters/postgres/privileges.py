@@ -1,0 +1,133 @@
+"""What the roles may do that work with a store: no more than its service functions need.
+
+Each naming of a role gives it exactly that: what it had beyond is taken away. The owner of the
+schema and its tables grants, see docs/how-to/run-migrations.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from ...domain.errors import StoreMisconfigured
+from ...domain.text import storable_text
+from .connections import Connection
+from .ddl import fetch, fill, literal, quoted, run
+
+Roles = Mapping[str, str]
+"""Names of roles, by the keyword that they are given with."""
+
+MAX_NAME_BYTES: Final = 63
+"""Longest name, in bytes of UTF-8; PostgreSQL would cut off the rest."""
+
+_NO_ROLES: Final = {"public", "none"}
+"""Names that mean something else where a role is named."""
+
+_TAKE: Final = """REVOKE ALL ON {schema}.ai_conversations, {schema}.ai_messages,
+    {schema}.conversation_store_migrations FROM {role};
+REVOKE ALL ON SEQUENCE {schema}.ai_ids FROM {role};
+REVOKE ALL ON FUNCTION {schema}.refuse(text, json), {schema}.is_own(bigint) FROM {role}"""
+
+_ENTER: Final = """REVOKE ALL ON SCHEMA {schema} FROM {role};
+GRANT USAGE ON SCHEMA {schema} TO {role}"""
+
+# Never the columns that say whose a row is and where it stands: id, user_id, session_id, position.
+_WORK: Final = """GRANT SELECT, INSERT, DELETE,
+    UPDATE (status, rescue_id, intent_type, metadata, last_activity, message_count, version)
+    ON {schema}.ai_conversations TO {role};
+GRANT SELECT, INSERT, DELETE,
+    UPDATE (content, intent_type, slots, metadata, request_digest)
+    ON {schema}.ai_messages TO {role};
+GRANT USAGE ON SEQUENCE {schema}.ai_ids TO {role};
+GRANT EXECUTE ON FUNCTION {schema}.refuse(text, json), {schema}.is_own(bigint) TO {role}"""
+
+_READ: Final = """GRANT SELECT ON {schema}.ai_conversations, {schema}.ai_messages TO {role}"""
+
+_GRANTS: Final = {
+    "application_role": (_TAKE, _ENTER, _WORK),
+    "read_only_role": (_TAKE, _ENTER, _READ),
+    "maintenance_role": (_TAKE, _ENTER, _WORK),
+}
+
+BYPASSING: Final = "maintenance_role"
+"""The one that row security does not bind."""
+
+# A role can do what those can do that it is a member of.
+_LOOK: Final = """SELECT r.rolbypassrls,
+    EXISTS (SELECT FROM pg_roles AS b WHERE b.rolbypassrls AND pg_has_role(r.oid, b.oid, 'MEMBER')),
+    pg_has_role(r.oid, owner.oid, 'MEMBER')
+FROM pg_roles AS r, pg_roles AS owner
+WHERE r.rolname = {name} AND owner.oid = coalesce(
+    (SELECT relowner FROM pg_class WHERE oid = to_regclass({table})),
+    (SELECT oid FROM pg_roles WHERE rolname = current_user))"""
+
+_MAY_GRANT: Final = """SELECT has_schema_privilege({schema}, 'USAGE WITH GRANT OPTION')
+    AND has_table_privilege({conversations}, 'SELECT WITH GRANT OPTION')
+    AND has_table_privilege({messages}, 'SELECT WITH GRANT OPTION')"""
+
+
+def check_name(what: str, name: object) -> None:
+    """Raise StoreMisconfigured for a name that PostgreSQL would refuse or cut short."""
+    is_text = isinstance(name, str) and storable_text(name) == name
+    if not is_text or not 1 <= len(str(name).encode()) <= MAX_NAME_BYTES:
+        reason = f"{what} must be a text of 1..{MAX_NAME_BYTES} bytes that can be stored"
+        raise StoreMisconfigured(reason=reason)
+
+
+def check_roles(roles: Roles) -> None:
+    """Raise StoreMisconfigured for roles that cannot be granted to, as far as names tell."""
+    for keyword, name in roles.items():
+        check_name(keyword, name)
+        if name in _NO_ROLES:
+            raise StoreMisconfigured(reason=f"{keyword} must not be {name!r}: it names no role")
+    if len(set(roles.values())) < len(roles):
+        reason = f"{', '.join(roles)} must be different roles: what each may do is not the same"
+        raise StoreMisconfigured(reason=reason)
+
+
+def grants(schema: str, roles: Roles) -> list[str]:
+    """Return the statements that give the roles what they need, and take the rest."""
+    if not roles:
+        return []
+    texts = [fill(_TAKE, schema=quoted(schema), role="PUBLIC")]
+    for keyword, name in roles.items():
+        parts = _GRANTS[keyword]
+        texts += [fill(part, schema=quoted(schema), role=quoted(name)) for part in parts]
+    return texts
+
+
+async def check_granted(connection: Connection, schema: str, roles: Roles) -> None:
+    """Raise StoreMisconfigured for a role that is missing, or that its grants would not bind."""
+    table = literal(quoted(schema, "ai_conversations"))
+    for keyword, name in roles.items():
+        found = await fetch(connection, fill(_LOOK, name=literal(name), table=table))
+        if not found:
+            reason = f"there is no role {name!r}, the {keyword}: create it first (CREATE ROLE)"
+            raise StoreMisconfigured(reason=reason)
+        [(bypasses, may_bypass, may_own)] = found
+        if may_own:
+            reason = f"the {keyword} {name!r} must not be a superuser, nor own the tables or be a "
+            reason += "member of their owner: no grant would limit it"
+            raise StoreMisconfigured(reason=reason)
+        if keyword == BYPASSING and not bypasses:
+            reason = f"the {keyword} {name!r} must bypass row security: ALTER ROLE … BYPASSRLS"
+            raise StoreMisconfigured(reason=reason)
+        if keyword != BYPASSING and may_bypass:
+            reason = f"the {keyword} {name!r} must not bypass row security, nor be a member of a "
+            reason += "role that does: ALTER ROLE … NOBYPASSRLS"
+            raise StoreMisconfigured(reason=reason)
+
+
+async def grant(connection: Connection, schema: str, roles: Roles) -> None:
+    """Give the roles what they need, and take the rest. Errors: StoreMisconfigured."""
+    may_grant = fill(
+        _MAY_GRANT,
+        schema=literal(schema),
+        conversations=literal(quoted(schema, "ai_conversations")),
+        messages=literal(quoted(schema, "ai_messages")),
+    )
+    if roles and await fetch(connection, may_grant) != [(True,)]:
+        reason = "roles are granted to by the owner of the schema and its tables: migrate as it"
+        raise StoreMisconfigured(reason=reason, sqlstate="42501")
+    for text in grants(schema, roles):
+        await run(connection, text)
