@@ -68,7 +68,7 @@ async def open_store(
         yield store
 
 
-APPLICATION = "chat application"
+APPLICATION = 'Chat "application"; --ü'
 READER = "chat reader"
 MAINTENANCE = "chat maintenance"
 ROLES: dict[str, Any] = {

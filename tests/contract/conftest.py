@@ -8,11 +8,11 @@ from typing import Any
 
 import psycopg
 import pytest
-from store_fixtures import AWKWARD_SCHEMA, open_store
+from store_fixtures import APPLICATION, AWKWARD_SCHEMA, open_store, open_store_as
 
 from conversation_store import AsyncUnitOfWork, ConversationStore
 
-POSTGRES = ["postgres", "awkward_schema", "always_coalescing"]
+POSTGRES = ["postgres", "application_role", "always_coalescing"]
 """The kinds of store that have a pool on the server."""
 
 
@@ -44,8 +44,11 @@ async def _lent(dsn: str, migrated: set[str]) -> AsyncIterator[LentStore]:
 
 @asynccontextmanager
 async def _pooled(kind: str, dsn: str, migrated: set[str]) -> AsyncIterator[ConversationStore]:
-    schema = AWKWARD_SCHEMA if kind == "awkward_schema" else "operational"
-    async with open_store(dsn, schema, migrated, coalesce="coalescing" in kind) as store:
+    if kind == "application_role":  # in a schema with an awkward name
+        async with open_store_as(APPLICATION, dsn, AWKWARD_SCHEMA, migrated) as store:
+            yield store
+        return
+    async with open_store(dsn, "operational", migrated, coalesce="coalescing" in kind) as store:
         if kind == "always_coalescing":  # a turn that comes alone, too, goes the way of many
             store._adapter._group_commit._go_together = lambda _: True  # type: ignore[attr-defined]
         yield store
