@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,6 +11,7 @@ from attrs import define
 from store_fixtures import draft, open_store, turn
 from wire_proxy import WireProxy
 
+import conversation_store
 from conversation_store import (
     AsyncUnitOfWork,
     ConversationStore,
@@ -117,3 +119,13 @@ SERVICE_FUNCTIONS: dict[str, Call] = {
     "delete_conversation": lambda w, uow: delete_conversation(uow, conversation_id=w.conversation),
     "erase_user": lambda _, uow: erase_user(uow, user_id="u"),
 }
+
+
+def service_functions() -> list[str]:
+    """Return the names of the functions that a host calls with a unit of work."""
+    return [
+        name
+        for name in conversation_store.__all__
+        if inspect.isfunction(function := getattr(conversation_store, name))
+        and next(iter(inspect.signature(function).parameters), "") == "uow"
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, Final, TypedDict, TypeVar, Unpack
 
 import click
 
@@ -34,6 +34,19 @@ from .terminal import (
 F = TypeVar("F", bound=Callable[..., Any])
 
 PROGRAM = "conversation-store"
+
+
+class _Wanted(TypedDict):
+    """The options of `migrate` that `ConversationStore.migrate` has as well."""
+
+    id_block: int
+    row_security: bool
+    application_role: str | None
+    read_only_role: str | None
+    maintenance_role: str | None
+
+
+_ROLES: Final = ("application_role", "read_only_role", "maintenance_role")
 
 _FILE = click.Path(exists=True, dir_okay=False, allow_dash=True)
 
@@ -131,19 +144,29 @@ def demo_command(file: str | None) -> None:
     show_default=True,
     help="How many ids a process draws at a time; counts on the first migration.",
 )
+@click.option("--row-security", is_flag=True, help="Let PostgreSQL, too, keep users apart.")
+@click.option("--application-role", help="Role to grant what the service functions need.")
+@click.option("--read-only-role", help="Role to grant reading.")
+@click.option("--maintenance-role", help="The same as the application's; it needs BYPASSRLS.")
 @_store_options
-def migrate_command(*, print_only: bool, id_block: int, dsn: str | None, schema: str) -> None:
-    """Bring the database to what this version needs."""
+def migrate_command(
+    *, print_only: bool, dsn: str | None, schema: str, **wanted: Unpack[_Wanted]
+) -> None:
+    """Bring the database to what this version needs.
+
+    Roles have to exist; each that is named has afterwards what it needs there, and no more.
+    """
 
     async def migrate() -> list[str]:
         async with _open_store(dsn, schema) as store:
-            return await store.migrate(id_block=id_block)
+            return await store.migrate(**wanted)
 
     if print_only:
-        _write_bytes(ConversationStore.migration_sql(schema=schema, id_block=id_block).encode())
+        _write_bytes(ConversationStore.migration_sql(schema=schema, **wanted).encode())
         return
-    applied = run_async(migrate())
-    click.echo("\n".join(f"applied {name}" for name in applied) or "nothing to do: up to date")
+    done = [f"applied {name}" for name in run_async(migrate())]
+    done += [f"granted to {wanted[role]}" for role in _ROLES if wanted[role] is not None]
+    click.echo("\n".join(done) or "nothing to do: up to date")
 
 
 @commands.command("import", short_help="Import the conversations of a file.")

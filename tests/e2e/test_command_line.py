@@ -18,6 +18,7 @@ import click
 import psycopg
 import pytest
 from psycopg import sql
+from store_fixtures import APPLICATION, MAINTENANCE, READER, create_roles
 
 from conversation_store import StoreTimeout, TransactionAborted
 from conversation_store.__main__ import main
@@ -298,6 +299,29 @@ def test_migrate_print_needs_no_server(here: Any, dsn: str, schema: str) -> None
     with psycopg.connect(dsn) as connection:
         connection.execute(out.encode())
     assert here("migrate")[1] == "nothing to do: up to date\n"
+
+
+def test_migrate_switches_on_row_security_and_grants(here: Any, dsn: str, schema: str) -> None:
+    """What was done is said; printed and run it is the same; a role that is not there is named."""
+    create_roles(dsn)
+    options = ["--application-role", APPLICATION, "--read-only-role", READER]
+    options += ["--maintenance-role", MAINTENANCE, "--row-security"]
+    granted = [f"granted to {role}" for role in (APPLICATION, READER, MAINTENANCE)]
+    code, printed, err = here("migrate", "--print", *options)
+    assert (code, err) == (0, "")
+    with psycopg.connect(dsn) as connection:
+        connection.execute(printed.encode())
+        connection.execute(printed[printed.index("REVOKE") :].encode())  # what roles need, again
+    assert here("migrate", *options)[1].splitlines() == granted
+    with psycopg.connect(dsn) as connection:
+        connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(schema)))
+    code, out, err = here("migrate", *options)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-4:] == ["applied row_security", *granted]
+    code, out, err = here("migrate", "--application-role", "nobody we know")
+    assert (code, out) == (2, "")
+    assert "application_role" in one_line(err)
+    assert "nobody we know" in err
 
 
 @pytest.mark.parametrize("name", ["talks.jsonl.gz", "talks.jsonl"])

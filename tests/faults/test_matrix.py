@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 
 import pytest
@@ -10,19 +9,9 @@ from faults.case import SCENARIOS
 from faults.matrix import Matrix, Report
 from faults.proxy import Kind
 from ledger import left_in_transaction
+from wired_store import service_functions
 
-import conversation_store
 from conversation_store import Retry
-
-
-def service_functions() -> list[str]:
-    """Return the names of the functions that a host calls with a unit of work."""
-    return [
-        name
-        for name in conversation_store.__all__
-        if inspect.isfunction(function := getattr(conversation_store, name))
-        and next(iter(inspect.signature(function).parameters), "") == "uow"
-    ]
 
 
 def test_every_service_function_is_played() -> None:

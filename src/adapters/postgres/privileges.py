@@ -41,7 +41,9 @@ GRANT SELECT, INSERT, DELETE,
 GRANT USAGE ON SEQUENCE {schema}.ai_ids TO {role};
 GRANT EXECUTE ON FUNCTION {schema}.refuse(text, json), {schema}.is_own(bigint) TO {role}"""
 
-_READ: Final = """GRANT SELECT ON {schema}.ai_conversations, {schema}.ai_messages TO {role}"""
+# It calls `refuse` where row security is not what it should be.
+_READ: Final = """GRANT SELECT ON {schema}.ai_conversations, {schema}.ai_messages TO {role};
+GRANT EXECUTE ON FUNCTION {schema}.refuse(text, json) TO {role}"""
 
 _GRANTS: Final = {
     "application_role": (_TAKE, _ENTER, _WORK),
