@@ -65,6 +65,7 @@ class ConversationStore:
         timeout: float = 30.0,
         prepare_threshold: int | None = 5,
         coalesce: bool = False,
+        row_security: bool = False,
         retry: Retry | None = None,
     ) -> Self:
         """Return a store on PostgreSQL with a pool of its own, opened on entering.
@@ -84,8 +85,15 @@ class ConversationStore:
                 its own result or error, and those of one conversation keep their order; a turn
                 that comes alone goes as it does without. Appends that expect a version, and
                 units of several writes, do not join. See docs/how-to/many-writers.md.
+            row_security: tell the server for whom each unit of work acts, and have it see to it
+                that the unit meets no row of others. It has to be switched on in the database by
+                `migrate(row_security=True)`; units of work without a user_id, imports and
+                `coalesce` are refused. See docs/how-to/row-security.md.
             retry: how often and how long units of work are tried again that the server gave up,
                 and asked for whose answer was lost; by default as `Retry()` says.
+
+        Raises StoreMisconfigured for a schema that cannot be, and for `coalesce` with
+        `row_security`.
 
         Entering raises StoreUnavailable at once where the server cannot be reached, and
         StoreMisconfigured where the connection string cannot be read.
@@ -99,7 +107,10 @@ class ConversationStore:
             timeout=timeout,
             prepare_threshold=prepare_threshold,
         )
-        return cls(PostgresStore(pool, schema, dsn=dsn, coalesce=coalesce, retry=retry))
+        store = PostgresStore(
+            pool, schema, dsn=dsn, coalesce=coalesce, row_security=row_security, retry=retry
+        )
+        return cls(store)
 
     @classmethod
     def from_pool(
@@ -108,16 +119,20 @@ class ConversationStore:
         *,
         schema: str = "operational",
         coalesce: bool = False,
+        row_security: bool = False,
         retry: Retry | None = None,
     ) -> Self:
         """Return a store over a pool of the host's, which the host opens and closes.
 
         Connections are given back as they were lent: same autocommit, same isolation level. For
-        `schema`, `coalesce` and `retry` see `connect`.
+        `schema`, `coalesce`, `row_security` and `retry` see `connect`.
         """
         from .adapters.postgres.store import PostgresStore
 
-        return cls(PostgresStore(pool, schema, coalesce=coalesce, retry=retry))
+        store = PostgresStore(
+            pool, schema, coalesce=coalesce, row_security=row_security, retry=retry
+        )
+        return cls(store)
 
     @classmethod
     def in_memory(
@@ -125,6 +140,7 @@ class ConversationStore:
         *,
         clock: Callable[[], datetime] | None = None,
         lock_timeout: float | None = 5.0,
+        row_security: bool = False,
         retry: Retry | None = None,
     ) -> Self:
         """Return the twin: a store in memory that behaves as the one on PostgreSQL does.
@@ -133,11 +149,12 @@ class ConversationStore:
             clock: gives the time, aware; by default the system's, in UTC.
             lock_timeout: seconds that a write waits for another unit of work, then StoreTimeout;
                 what `lock_timeout` is to PostgreSQL. None waits for ever.
+            row_security: refuse what a store on PostgreSQL with row_security refuses.
             retry: as in `connect`.
         """
         from .adapters.memory.store import InMemoryStore
 
-        return cls(InMemoryStore(clock, lock_timeout, retry))
+        return cls(InMemoryStore(clock, lock_timeout, retry, row_security=row_security))
 
     async def __aenter__(self) -> Self:
         """Open what the store owns."""
@@ -163,7 +180,8 @@ class ConversationStore:
         """Return a new unit of work; it sends nothing until it is used.
 
         Args:
-            user_id: act for this user alone: what belongs to others does not exist.
+            user_id: act for this user alone: what belongs to others does not exist. May not be
+                left out where the store has row_security.
             connection: do it on this connection of the host's. Inside a transaction of the
                 host's the unit is a savepoint of that, and the host commits; on an idle
                 connection it is a transaction of its own.
@@ -172,7 +190,8 @@ class ConversationStore:
                 CommitOutcomeUnknown where that cannot be known. It is the server's
                 statement_timeout in the unit's transaction as well. None: no limit but others'.
 
-        Raises: InvalidConversation for a user_id, InvalidLimit for a timeout that cannot be.
+        Raises: InvalidConversation for a user_id, InvalidLimit for a timeout that cannot be;
+        UnitOfWorkMisuse for no user_id where the store has row_security.
         """
         return self._adapter.unit_of_work(user_id, connection, timeout)
 

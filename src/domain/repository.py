@@ -201,6 +201,7 @@ class ConversationRepository(_Repository, ABC):
 
         Errors: DuplicateSession where `on_duplicate` is "error".
         """
+        self._unit.check_import()
         for owner in {imported.user_id for imported in batch}:
             self._owner(owner)
         return await self._unit.perform(lambda: self._add_imported(batch, on_duplicate))

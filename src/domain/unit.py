@@ -50,6 +50,9 @@ class Unit(Protocol):
         """Return a check that what is read now can be read on."""
         ...
 
+    def check_import(self) -> None:
+        """Refuse an import where there can be none."""
+
     async def perform(self, work: Callable[[], Awaitable[T]]) -> T:
         """Do at once, in the current block, what cannot be registered."""
         ...

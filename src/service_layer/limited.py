@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 from attrs import frozen
 
 from ..domain.errors import CommitOutcomeUnknown, InvalidLimit, StoreError, StoreTimeout
+from ..domain.scope import Scope
 from .outcome import Outcome
 from .retry import Retry
 from .script import Block, BlockState, Step, first_block, was_interrupted
@@ -78,11 +79,11 @@ class LimitedUnitOfWork(AsyncUnitOfWork):
 
     def __init__(
         self,
-        user_id: str | None = None,
+        scope: Scope | None = None,
         retry: Retry | None = None,
         timeout: float | None = None,
     ) -> None:
-        super().__init__(user_id, retry)
+        super().__init__(scope, retry)
         check_timeout(timeout)
         self._timeout = timeout
         self._limit: TimeLimit | None = None

@@ -17,12 +17,11 @@ from typing import Any, Self, TypeVar
 from ..domain.errors import (
     CommitOutcomeUnknown,
     ConversationStoreError,
-    InvalidConversation,
     StoreError,
     UnitOfWorkMisuse,
 )
 from ..domain.repository import ConversationRepository, MessageRepository
-from ..domain.text import check_name
+from ..domain.scope import Scope
 from ..domain.unit import Pending, Write
 from .outcome import Outcome
 from .retry import Retry, try_again
@@ -54,10 +53,8 @@ class AsyncUnitOfWork(ABC):
     the first read after a write, on awaiting a Pending, at `connection()`.
     """
 
-    def __init__(self, user_id: str | None = None, retry: Retry | None = None) -> None:
-        if user_id is not None:
-            check_name(user_id, "user_id", InvalidConversation)
-        self._user_id = user_id
+    def __init__(self, scope: Scope | None = None, retry: Retry | None = None) -> None:
+        self._scope = scope or Scope()
         self._retry = retry or Retry()
         self._task: asyncio.Task[Any] | None = None
         self._blocks: list[Block] = []
@@ -77,7 +74,7 @@ class AsyncUnitOfWork(ABC):
     @property
     def user_id(self) -> str | None:
         """The user that the unit acts for; None: it acts for the application."""
-        return self._user_id
+        return self._scope.user_id
 
     @property
     def outcome(self) -> Outcome:
@@ -168,6 +165,10 @@ class AsyncUnitOfWork(ABC):
                 raise UnitOfWorkMisuse(reason="the block in which the export began has ended")
 
         return check
+
+    def check_import(self) -> None:
+        """Refuse an import where there can be none. Errors: UnitOfWorkMisuse."""
+        self._scope.check_import()
 
     async def perform(self, work: Callable[[], Awaitable[T]]) -> T:
         """Do at once, in the current block, what cannot be registered; what fails, fails it."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 
 from ...domain.errors import UnitOfWorkMisuse
+from ...domain.scope import Scope
 from ...service_layer.retry import Retry
 from .database import Database
 from .unit_of_work import InMemoryUnitOfWork
@@ -19,7 +20,10 @@ class InMemoryStore:
         clock: Callable[[], datetime] | None,
         lock_timeout: float | None,
         retry: Retry | None = None,
+        *,
+        row_security: bool = False,
     ) -> None:
+        self._row_security = row_security
         self._database = Database(clock, lock_timeout)
         self.retry = retry or Retry()
 
@@ -38,7 +42,8 @@ class InMemoryStore:
         """Return a unit of work."""
         if connection is not None:
             raise UnitOfWorkMisuse(reason="a store in memory uses no connection")
-        return InMemoryUnitOfWork(self._database, user_id, self.retry, timeout)
+        scope = Scope(user_id, self._row_security)
+        return InMemoryUnitOfWork(self._database, scope, self.retry, timeout)
 
     async def migrate(
         self,

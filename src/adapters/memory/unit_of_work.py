@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from ...domain.errors import ConversationStoreError, UnitOfWorkMisuse
+from ...domain.scope import Scope
 from ...service_layer.limited import LimitedUnitOfWork
 from ...service_layer.outcome import Outcome
 from ...service_layer.retry import Retry
@@ -29,11 +30,11 @@ class InMemoryUnitOfWork(LimitedUnitOfWork):
     def __init__(
         self,
         database: Database,
-        user_id: str | None = None,
+        scope: Scope | None = None,
         retry: Retry | None = None,
         timeout: float | None = None,
     ) -> None:
-        super().__init__(user_id, retry, timeout)
+        super().__init__(scope, retry, timeout)
         self._view = View(database)
 
     @property

@@ -41,6 +41,9 @@ _REFUSED: Final = "_conversation_store_refused"
 _WARNED: Final = "_conversation_store_warned"
 """The attribute of a connection that says whether the server warned since it was borrowed."""
 
+_DOUBTED: Final = "_conversation_store_doubted"
+"""The attribute of a connection whose driver may believe in statements that were never prepared."""
+
 _Manner: TypeAlias = tuple[bool, IsolationLevel | None]
 
 
@@ -78,7 +81,7 @@ class Connections(ABC):
         """Take a connection back, clean or closed, and as it was."""
         manner = self._manners.pop(id(connection), None) if self._manners else None
         try:
-            if not is_idle(connection):
+            if not is_idle(connection) or _DOUBTED in connection.__dict__:
                 await clean(connection)
             if manner is not None and not connection.closed:
                 await connection.set_autocommit(manner[0])
@@ -113,12 +116,15 @@ async def clean(connection: Connection) -> None:
     """Bring a connection back to idle with rollback(), or close it if it does not answer soon.
 
     Never by a literal ROLLBACK: only rollback() makes psycopg forget the prepared statements of a
-    pipeline that failed, some of which the server never saw.
+    pipeline that failed, some of which the server never saw. Idle, a connection has nothing to
+    roll back, so one that is in doubt gets something.
     """
     if connection.closed:
         return
     try:
-        if is_usable(connection):
+        if connection.__dict__.pop(_DOUBTED, False) and is_idle(connection):
+            await in_time(_begin_and_roll_back(connection))
+        elif is_usable(connection):
             await in_time(connection.rollback())
     except psycopg.Error:
         cut(connection)
@@ -127,6 +133,16 @@ async def clean(connection: Connection) -> None:
         raise
     if not is_idle(connection):
         cut(connection)
+
+
+async def _begin_and_roll_back(connection: Connection) -> None:
+    async with connection.transaction(force_rollback=True):
+        pass
+
+
+def doubt(connection: Connection) -> None:
+    """Have `clean` make the driver forget what it believes to be prepared on a connection."""
+    connection.__dict__[_DOUBTED] = True
 
 
 def has_warned(connection: Connection) -> bool:

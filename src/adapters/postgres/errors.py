@@ -38,6 +38,7 @@ SESSION_KEY: Final = "ai_conversations_session_key"
 DEADLOCK: Final = "40P01"
 READ_ONLY: Final = "25006"
 UNIQUE: Final = "23505"
+NOT_PERMITTED: Final = "42501"
 ID_KEYS: Final = ("ai_conversations_pkey", "ai_messages_id_key")
 """What breaks when an id is given twice."""
 
@@ -67,6 +68,12 @@ REFUSALS: Final[Mapping[str, Callable[[Mapping[str, Any]], ConversationStoreErro
     ),
     "duplicate_session": lambda detail: DuplicateSession(
         user_id=detail["user_id"], session_id=detail["session_id"]
+    ),
+    "row_security_inactive": lambda detail: StoreMisconfigured(
+        reason=f"row security does not bind the role {detail['role']}: connect as a role that is "
+        "neither a superuser nor has BYPASSRLS; or it is not switched on: run "
+        "`await store.migrate(row_security=True)` as the owner of the tables",
+        sqlstate=REFUSED,
     ),
     "contested": lambda _: TransactionAborted(reason=_CONTESTED, sqlstate=REFUSED),
 }
@@ -124,12 +131,20 @@ _UNAVAILABLE_CLASSES: Final = {
     "58": "the server's system failed",
 }
 
+_ROW_SECURITY: Final = {
+    "ExecWithCheckOptions": "row security: the row would belong to another user than the one the "
+    "unit of work acts for",
+    "check_enable_rls": "row security: the setting row_security is off for this role, and has to "
+    "be on",
+}
+"""What it means that row security refused something; by the server's function that says so."""
+
 _MISCONFIGURED: Final = {
     "42P01": "a table is missing: run `await store.migrate()`, or check the schema's name",
     "3F000": "the schema is missing: run `await store.migrate()`, or check its name",
     "42883": "a function is missing: run `await store.migrate()`, or check the schema's name",
     "42703": "a column is missing: run `await store.migrate()`",
-    "42501": "the role lacks a privilege on the store's schema, tables or sequence",
+    NOT_PERMITTED: "the role lacks a privilege on the store's schema, tables or sequence",
     "3D000": "the database does not exist",
     "28000": "the server does not let this role in",
     "28P01": "the server refuses the password",
@@ -162,6 +177,9 @@ def translate(error: psycopg.Error) -> ConversationStoreError:
         return REFUSALS[name](json.loads(error.diag.message_detail or "{}"))
     if name == REQUEST_KEY or is_id_taken(error):
         return TransactionAborted(reason=CONSTRAINTS[name or ""], sqlstate=state)
+    refused_by = error.diag.source_function
+    if state == NOT_PERMITTED and refused_by in _ROW_SECURITY:
+        return StoreMisconfigured(reason=_ROW_SECURITY[refused_by], sqlstate=state)
     if state in MISUSE:
         return UnitOfWorkMisuse(reason=MISUSE[state])
     for kind, reasons in (

@@ -32,6 +32,7 @@ from ...service_layer.retry import GIVEN_UP, Retry, try_again
 from .commit import is_lost
 from .connections import Connection, Connections, clean
 from .errors import UNIQUE, caused, is_id_taken, translate
+from .opening import Opening
 from .statement import (
     BEGIN,
     COMMIT,
@@ -40,7 +41,7 @@ from .statement import (
     Cursor,
     Statement,
     execute_together,
-    fetch_rows,
+    fetch_among,
 )
 
 _WORTH_ASKING_AGAIN: Final = (*GIVEN_UP, StoreTimeout, CommitOutcomeUnknown)
@@ -57,6 +58,8 @@ class Inquiry:
     """The question what became of one unit, and how far it got."""
 
     connections: Connections
+    opening: Opening
+    """The unit's, whose limit may be over and does not hold here."""
     statements: Sequence[Statement[Any]]
     """All that the unit sent and did not undo."""
     keep: bool
@@ -64,6 +67,10 @@ class Inquiry:
     outcome: Outcome = field(init=False, default=Outcome.UNKNOWN)
     results: list[Any] = field(init=False, factory=list[Any])
     """Of each statement, once the outcome is COMMITTED and the unit was one flush."""
+
+    def __attrs_post_init__(self) -> None:
+        """Go on without the unit's limit."""
+        self.opening = self.opening.unlimited
 
     def can_tell(self) -> bool:
         """Whether sending the statements again is safe, and tells something."""
@@ -126,7 +133,8 @@ class Inquiry:
 
     async def _store(self, connection: Connection) -> ConversationStoreError | None:
         """Send the unit again; return why it was refused, if it was."""
-        commands = [BEGIN, *(Command.of(s) for s in self.statements), _RECORD, COMMIT]
+        before = [BEGIN, *self.opening.commands()]
+        commands = [*before, *(Command.of(s) for s in self.statements), _RECORD, COMMIT]
         cursors: list[Cursor] = []
         try:
             await execute_together(connection, cursors, commands)
@@ -134,7 +142,7 @@ class Inquiry:
             return self._refusal(failure, connection)
         # An interruption leaves it unknown, whatever the server answered: cancelled while it waits
         # for the synchronous standbys, it stores the unit here alone and reports success.
-        answers = zip(self.statements, cursors[1:], strict=False)
+        answers = zip(self.statements, cursors[len(before) :], strict=False)
         self.results = [await statement.result_of(cursor) for statement, cursor in answers]
         self.outcome = Outcome.COMMITTED
         return None
@@ -145,8 +153,9 @@ class Inquiry:
         So if nothing stands in the way, that transaction has ended and left nothing.
         """
         try:
+            commands = [*self.opening.commands(), *(Command.of(s) for s in self.statements)]
             async with connection.transaction(force_rollback=True):
-                await execute_together(connection, [], [Command.of(s) for s in self.statements])
+                await execute_together(connection, [], commands)
         except CommandFailedError as failure:
             return self._refusal(failure, connection)
         except psycopg.Error as error:
@@ -172,7 +181,8 @@ class Inquiry:
             if statement.look is None:
                 return Outcome.UNKNOWN
             look = statement.look()
-            rows = await fetch_rows(connection, look.text, statement.bind(statement.ids))
+            read = Command(look.text, statement.bind(statement.ids))
+            rows = await fetch_among(connection, self.opening.script([read]), read)
             found = look.read(statement.ids, rows)
             results.append(found)
             is_stored = is_stored or (look.proves_stored and bool(found))

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import psycopg
+from attrs import evolve
 
 from ...domain.errors import (
     ConversationStoreError,
@@ -14,14 +15,15 @@ from ...domain.errors import (
     StoreUnavailable,
     TransactionAborted,
 )
+from ...domain.scope import Scope
 from ...service_layer.limited import LimitedUnitOfWork
 from ...service_layer.retry import Retry, try_again
 from .connections import Connection, Connections, LentConnection, check_usable
 from .errors import caused
+from .opening import NOTHING, Opening
 from .rows import Row
-from .server_limit import limiting, restoring
-from .statement import BEGIN, COMMIT, Command, Parameters, fetch_rows, fetch_together
-from .stream import LimitedStream, RowStream, StreamAlone, StreamInside
+from .statement import BEGIN, Command, Parameters, fetch_among, fetch_rows
+from .stream import LimitedStream, RowStream, ServerCursor, StreamAlone, StreamInside
 from .waiting import interruptibly
 
 T = TypeVar("T")
@@ -33,15 +35,22 @@ class ReadingUnitOfWork(LimitedUnitOfWork):
     def __init__(
         self,
         connections: Connections,
-        user_id: str | None = None,
+        scope: Scope,
+        opening: Opening,
         retry: Retry | None = None,
         timeout: float | None = None,
     ) -> None:
-        super().__init__(user_id, retry, timeout)
+        super().__init__(scope, retry, timeout)
         self._connections = connections
+        self._opening = opening
         self._connection: Connection | None = None
         """Held while a transaction of the unit is open."""
         self._in_host_transaction = False
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        if self._limit is not None:
+            self._opening = evolve(self._opening, limit=self._limit)
 
     def meaning(self, error: Exception) -> ConversationStoreError | None:
         """Return what an error means to the store; see AsyncUnitOfWork.meaning."""
@@ -74,19 +83,20 @@ class ReadingUnitOfWork(LimitedUnitOfWork):
     async def _fetch_inside(
         self, held: Connection, text: bytes, parameters: Parameters
     ) -> list[Row]:
-        if self._limit is None or any(block.opened for block in self._blocks):
+        opening = self._opening
+        if opening.is_empty or any(block.opened for block in self._blocks):
             return await fetch_rows(held, text, parameters)
         # In the host's transaction, where the unit itself has sent nothing yet.
-        before, after = limiting(self._limit, for_a_while=True), restoring(self._limit)
-        return await fetch_together(held, before, Command(text, parameters), after)
+        read = Command(text, parameters)
+        return await fetch_among(held, [*opening.for_a_while(), read, *opening.restoring()], read)
 
     async def _fetch_alone(self, text: bytes, parameters: Parameters) -> list[Row]:
         connection = await self._connections.borrow()
         try:
-            if self._limit is None:
+            if self._opening.is_empty:
                 return await fetch_rows(connection, text, parameters)
-            before = [BEGIN, *limiting(self._limit)]
-            return await fetch_together(connection, before, Command(text, parameters), [COMMIT])
+            read = Command(text, parameters)
+            return await fetch_among(connection, self._opening.script([read]), read)
         finally:
             await self._connections.give_back(connection)
 
@@ -98,9 +108,12 @@ class ReadingUnitOfWork(LimitedUnitOfWork):
     async def _stream(self, text: bytes, parameters: Parameters) -> RowStream:
         held, check = self._connection, self.still_open()
         if held is None:
-            before = [BEGIN, *limiting(self._limit)]
+            before = [BEGIN, *self._opening.commands()]
             return await StreamAlone.open(self._connections, before, text, parameters)
-        return await StreamInside.open(held, check, self._fail_reading, text, parameters)
+        is_opened = any(block.opened for block in self._blocks)
+        around = NOTHING if is_opened else self._opening.unlimited
+        cursor = ServerCursor(held, around)
+        return await StreamInside.open(cursor, check, self._fail_reading, text, parameters)
 
     async def _fail_reading(self, error: BaseException) -> None:
         opened = [block for block in self._blocks if block.opened]

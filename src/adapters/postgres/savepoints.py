@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import Any, Final
 
-from ...service_layer.limited import TimeLimit
 from ...service_layer.script import Block, CloseBlock, OpenBlock, RegisteredWrite, Step
-from .server_limit import limiting, restoring
+from .opening import Opening
 from .statement import Command, Statement
 
 _numbers: Final = itertools.count(1)
@@ -22,9 +21,9 @@ _RELEASE_TRIAL: Final = Command(b"RELEASE " + TRIAL)
 class Savepoints:
     """The savepoints of a unit, and what was carried out between them, in one transaction."""
 
-    def __init__(self, *, in_host_transaction: bool, limit: TimeLimit | None) -> None:
+    def __init__(self, *, in_host_transaction: bool, opening: Opening) -> None:
         self._in_host_transaction = in_host_transaction
-        self._limit = limit
+        self._opening = opening
         # Of several units in one transaction of the host's each has names of its own.
         self._prefix = b"conversation_store"
         if in_host_transaction:
@@ -51,15 +50,14 @@ class Savepoints:
             self._numbers[block] = len(self._numbers)
         is_outermost = block.parent is None
         if isinstance(step, OpenBlock):
-            limit = self._limit if is_outermost else None
             if is_outermost and not self._in_host_transaction:
-                return limiting(limit)
+                return self._opening.commands()
             save = Command(b"SAVEPOINT " + self.name(block))
-            return [save, *limiting(limit, for_a_while=True)]
+            return [save, *self._opening.for_a_while()] if is_outermost else [save]
         if is_outermost and not self._in_host_transaction:
             return []  # the transaction itself
         release = Command(b"RELEASE " + self.name(block))
-        return [*restoring(self._limit if is_outermost else None), release]
+        return [*self._opening.restoring(), release] if is_outermost else [release]
 
     def note(self, step: Step) -> None:
         """Note that a step was carried out."""

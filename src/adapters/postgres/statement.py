@@ -14,8 +14,8 @@ from psycopg.pq import ExecStatus
 from psycopg.rows import tuple_row
 
 from ...domain.unit import Write
-from .connections import Connection, begin_uninterrupted, cut
-from .errors import translate
+from .connections import Connection, begin_uninterrupted, cut, doubt, is_idle
+from .errors import REFUSED, translate
 from .rows import Row
 
 T = TypeVar("T")
@@ -109,19 +109,6 @@ BEGIN: Final = Command(b"BEGIN ISOLATION LEVEL READ COMMITTED")
 COMMIT: Final = Command(b"COMMIT")
 
 
-def script_of(
-    statements: Sequence[Statement[Any]], before: Sequence[Command] = ()
-) -> list[Command]:
-    """Return the commands that store statements together: one alone, or a whole transaction.
-
-    What is to be sent before them makes a transaction necessary.
-    """
-    commands = [Command.of(statement) for statement in statements]
-    if len(commands) == 1 and not before:
-        return commands
-    return [BEGIN, *before, *commands, COMMIT]
-
-
 SHORT: Final = 32_768
 """Characters of the drafts of a statement that is short."""
 
@@ -185,6 +172,21 @@ async def execute_together(
     No code of others runs while the pipeline is open, and what is sent ends in a Sync. Raises
     CommandFailedError for the first that failed; psycopg may report it at a later one.
     """
+    try:
+        await _execute_together(connection, cursors, commands)
+    except BaseException as error:
+        # Without a BEGIN nothing is rolled back, so the driver forgets nothing by itself of what
+        # the server may have skipped. What was refused, it had prepared.
+        was_refused = isinstance(error, CommandFailedError) and error.error.sqlstate == REFUSED
+        seen = cursors[:-1] if was_refused else cursors
+        if is_idle(connection) and not all(map(succeeded, seen)):
+            doubt(connection)
+        raise
+
+
+async def _execute_together(
+    connection: Connection, cursors: list[Cursor], commands: list[Command]
+) -> None:
     failure: psycopg.Error | None = None
     try:
         if len(commands) == 1:
@@ -253,16 +255,16 @@ async def rows_of(cursor: Cursor) -> list[Row]:
     return await cursor.fetchall()
 
 
-async def fetch_together(
-    connection: Connection, before: Sequence[Command], read: Command, after: Sequence[Command]
+async def fetch_among(
+    connection: Connection, commands: Sequence[Command], read: Command
 ) -> list[Row]:
-    """Read rows, with commands around it, in one round trip. Errors: the domain's."""
+    """Read the rows of one of several commands, in one round trip. Errors: the domain's."""
     cursors: list[Cursor] = []
     try:
-        await execute_together(connection, cursors, [*before, read, *after])
+        await execute_together(connection, cursors, list(commands))
     except CommandFailedError as failure:
         raise translate(failure.error) from failure.error
-    return await rows_of(cursors[len(before)])
+    return await rows_of(cursors[commands.index(read)])
 
 
 async def fetch_rows(connection: Connection, text: bytes, parameters: Parameters) -> list[Row]:

@@ -12,6 +12,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import AsyncConnectionPool
 
 from ...domain.errors import StoreMisconfigured, StoreUnavailable
+from ...domain.scope import Scope
 from ...service_layer.retry import Retry
 from .connections import Connection, LentConnection, Pool, PooledConnections
 from .errors import translate
@@ -37,13 +38,20 @@ class PostgresStore:
         *,
         dsn: str | None = None,
         coalesce: bool = False,
+        row_security: bool = False,
         retry: Retry | None = None,
     ) -> None:
         check_schema(schema)
+        if coalesce and row_security:
+            raise StoreMisconfigured(
+                reason="coalesce and row_security exclude each other: turns that are stored by one "
+                "statement would be of several users; take one of the two"
+            )
         self._pool = pool
         self._dsn = dsn
         """Where our own pool connects to; None: the pool is the host's."""
         self._schema = schema
+        self._row_security = row_security
         self._texts = Texts(schema)
         self._connections = PooledConnections(pool)
         self.retry = retry or Retry()
@@ -83,17 +91,13 @@ class PostgresStore:
         timeout: float | None = None,
     ) -> PsycopgUnitOfWork:
         """Return a unit of work, over the pool or over one connection of the host's."""
-        if connection is not None:
-            lent = LentConnection(connection)
-            return PsycopgUnitOfWork(
-                lent, self._texts, self._ids, user_id, retry=self.retry, timeout=timeout
-            )
+        is_lent = connection is not None
         return PsycopgUnitOfWork(
-            self._connections,
+            self._connections if connection is None else LentConnection(connection),
             self._texts,
             self._ids,
-            user_id,
-            group_commit=self._group_commit,
+            Scope(user_id, self._row_security),
+            group_commit=None if is_lent else self._group_commit,
             retry=self.retry,
             timeout=timeout,
         )

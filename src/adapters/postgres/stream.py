@@ -18,6 +18,7 @@ from psycopg.pq import TransactionStatus
 from ...service_layer.limited import TimeLimit
 from .connections import Connection, Connections, check_usable
 from .errors import translate
+from .opening import NOTHING, Opening
 from .rows import Row
 from .statement import (
     COMMIT,
@@ -25,6 +26,7 @@ from .statement import (
     CommandFailedError,
     Parameters,
     execute_together,
+    fetch_among,
     new_cursor,
 )
 from .waiting import in_time, interruptible, is_cancelled
@@ -48,10 +50,12 @@ class RowStream(Protocol):
 
 
 @define(eq=False)
-class _ServerCursor:
+class ServerCursor:
     """A cursor on the server, in an open transaction."""
 
     connection: Connection
+    around: Opening = NOTHING
+    """What holds only while it is read, as in a transaction of the host's."""
     name: bytes = field(init=False, factory=lambda: b"conversation_store_%d" % next(_numbers))
     is_over: bool = False
 
@@ -59,26 +63,24 @@ class _ServerCursor:
         """Open it: 1 round trip."""
         declare = Command(b"DECLARE " + self.name + b" NO SCROLL CURSOR FOR " + text, parameters)
         try:
-            await execute_together(self.connection, [], [*before, declare])
+            commands = [*before, *self.around.for_a_while(), declare, *self.around.restoring()]
+            await execute_together(self.connection, [], commands)
         except CommandFailedError as failure:
             raise translate(failure.error) from failure.error
 
     async def next_chunk(self) -> list[Row]:
         """Fetch the next rows: 1 round trip.
 
-        A statement by itself, never one of a pipeline: after a pipeline the server does not count
-        how long the transaction is idle.
+        Mostly a statement by itself, not one of a pipeline: after a pipeline the server does not
+        count how long the transaction is idle.
         """
         if self.is_over:
             return []
         check_usable(self.connection)
-        cursor = new_cursor(self.connection)
-        try:
-            text = b"FETCH FORWARD %d FROM %b" % (CHUNK, self.name)
-            await cursor.execute(text, binary=True, prepare=False)
-        except psycopg.Error as error:
-            raise translate(error) from error
-        rows = await cursor.fetchall()
+        text = b"FETCH FORWARD %d FROM %b" % (CHUNK, self.name)
+        fetch = Command(text, prepare=False)
+        commands = [*self.around.for_a_while(), fetch, *self.around.restoring()]
+        rows = await fetch_among(self.connection, commands, fetch)
         self.is_over = len(rows) < CHUNK
         return rows
 
@@ -88,7 +90,7 @@ class StreamAlone:
     """A stream with a connection and a transaction of its own."""
 
     connections: Connections
-    cursor: _ServerCursor
+    cursor: ServerCursor
     is_closed: bool = False
 
     @classmethod
@@ -100,7 +102,7 @@ class StreamAlone:
         parameters: Parameters,
     ) -> StreamAlone:
         """Borrow a connection and begin to read, in a transaction that is begun by `before`."""
-        stream = cls(connections, _ServerCursor(await connections.borrow()))
+        stream = cls(connections, ServerCursor(await connections.borrow()))
         try:
             await stream.cursor.open(text, parameters, *before)
         except BaseException:
@@ -136,7 +138,7 @@ class StreamAlone:
 class StreamInside:
     """A stream in the transaction that the unit, or the host, has open; it ends with that."""
 
-    cursor: _ServerCursor
+    cursor: ServerCursor
     check: Callable[[], None]
     """Raises UnitOfWorkMisuse when the block that it was opened in is no more."""
     fail: Callable[[BaseException], Awaitable[None]]
@@ -145,17 +147,17 @@ class StreamInside:
     @classmethod
     async def open(
         cls,
-        connection: Connection,
+        cursor: ServerCursor,
         check: Callable[[], None],
         fail: Callable[[BaseException], Awaitable[None]],
         text: bytes,
         parameters: Parameters,
     ) -> StreamInside:
         """Begin to read."""
-        stream = cls(_ServerCursor(connection), check, fail)
+        stream = cls(cursor, check, fail)
         try:
-            check_usable(connection)
-            await stream.cursor.open(text, parameters)
+            check_usable(cursor.connection)
+            await cursor.open(text, parameters)
         except BaseException as error:
             await fail(error)
             raise

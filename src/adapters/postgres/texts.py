@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from psycopg.sql import Identifier
+from psycopg.sql import Identifier, Literal
 
-from . import sql, sql_reads
+from . import row_security, sql, sql_reads
 
-_PLACE: Final = re.compile(r"\{(conversations|messages|refuse)\}")
+_PLACE: Final = re.compile(r"\{(\w+)\}")
 
 
 class Texts:
@@ -22,13 +22,19 @@ class Texts:
         def compose(template: str) -> bytes:
             return _PLACE.sub(lambda place: names[place[1]], template.strip()).encode()
 
-        # A % in a statement with parameters is written twice.
+        conversations, messages = identifier("ai_conversations"), identifier("ai_messages")
         names = {
-            "conversations": identifier("ai_conversations").replace("%", "%%"),
-            "messages": identifier("ai_messages").replace("%", "%%"),
-            "refuse": identifier("refuse").replace("%", "%%"),
+            "conversations": conversations,
+            "conversations_name": Literal(conversations).as_string(),
+            "messages": messages,
+            "messages_name": Literal(messages).as_string(),
+            "refuse": identifier("refuse"),
         }
+        # A % in a statement with parameters is written twice.
+        names = {place: name.replace("%", "%%") for place, name in names.items()}
         self.sequence = identifier("ai_ids")
+        self.scope = compose(row_security.SCOPE)
+        self.scope_for_a_while = compose(row_security.SCOPE_FOR_A_WHILE)
         self.start = compose(sql.START)
         self.start_request = compose(sql.START_REQUEST)
         self.get_or_start = compose(sql.GET_OR_START)

@@ -28,6 +28,7 @@ from ...domain.errors import (
     StoreUnavailable,
     UnitOfWorkMisuse,
 )
+from ...domain.scope import Scope
 from ...service_layer.outcome import Outcome
 from ...service_layer.retry import Retry
 from ...service_layer.script import (
@@ -57,17 +58,17 @@ from .group_commit import GroupCommit
 from .ids import IdSource, draw_blocks
 from .inquiry import Inquiry
 from .messages import PsycopgMessageRepository
+from .opening import opening_of
 from .reading import ReadingUnitOfWork
 from .savepoints import TRIAL, Savepoints, has_trial, loser, statement_of
-from .server_limit import limiting
 from .statement import (
+    COMMIT,
     Command,
     CommandFailedError,
     Cursor,
     Statement,
     execute_together,
     new_cursor,
-    script_of,
 )
 from .texts import Texts
 from .waiting import in_time, patience
@@ -81,13 +82,13 @@ class PsycopgUnitOfWork(ReadingUnitOfWork):
         connections: Connections,
         texts: Texts,
         ids: IdSource,
-        user_id: str | None = None,
+        scope: Scope,
         *,
         group_commit: GroupCommit | None = None,
         retry: Retry | None = None,
         timeout: float | None = None,
     ) -> None:
-        super().__init__(connections, user_id, retry, timeout)
+        super().__init__(connections, scope, opening_of(scope, texts), retry, timeout)
         self._group_commit = group_commit
         self._texts = texts
         self._ids = ids
@@ -135,14 +136,14 @@ class PsycopgUnitOfWork(ReadingUnitOfWork):
             self._in_host_transaction = self._connections.check()
             if self._in_host_transaction:
                 self._connection = self._connections.connection
-                self._savepoints = Savepoints(in_host_transaction=True, limit=self._limit)
+                self._savepoints = Savepoints(in_host_transaction=True, opening=self._opening)
 
     async def _find_out(self, lost: CommitOutcomeUnknown, steps: list[Step] | None) -> None:
         writes = [step for step in steps or () if isinstance(step, RegisteredWrite)]
         statements = (
             self._savepoints.sent if steps is None else [statement_of(step) for step in writes]
         )
-        inquiry = Inquiry(self._connections, statements, keep=steps is not None)
+        inquiry = Inquiry(self._connections, self._opening, statements, keep=steps is not None)
         is_ours_alone = steps is not None or not self._has_foreign_sql
         if not (is_ours_alone and self._may_send_again(lost) and inquiry.can_tell()):
             raise lost
@@ -204,7 +205,7 @@ class PsycopgUnitOfWork(ReadingUnitOfWork):
         commands: list[Command] = []
         cursors: list[Cursor] = []
         try:
-            commands += script_of(statements, limiting(self._limit))
+            commands += self._opening.script([Command.of(one) for one in statements])
             await execute_together(connection, cursors, commands)
             self._outcome = Outcome.COMMITTED
         except CommandFailedError as failure:
@@ -215,7 +216,7 @@ class PsycopgUnitOfWork(ReadingUnitOfWork):
         finally:
             try:
                 if self._outcome is Outcome.COMMITTED:
-                    first = len(commands) - len(writes) - 1 if len(commands) > 1 else 0
+                    first = len(commands) - len(writes) - (commands[-1] is COMMIT)
                     for step, cursor in zip(writes, cursors[first:], strict=False):
                         step.carried_out(await statement_of(step).result_of(cursor))
             finally:
@@ -329,7 +330,7 @@ class PsycopgUnitOfWork(ReadingUnitOfWork):
             await self._connections.give_back(connection)
             raise
         self._connection, self._transaction = connection, transaction
-        self._savepoints = Savepoints(in_host_transaction=False, limit=self._limit)
+        self._savepoints = Savepoints(in_host_transaction=False, opening=self._opening)
         self._has_foreign_sql = False
 
     async def _end(self, outcome: Outcome) -> None:
