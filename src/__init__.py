@@ -71,6 +71,7 @@ from .service_layer.messages import (
     get_message,
     latest_messages,
     messages_after,
+    redact_message,
 )
 from .service_layer.outcome import Outcome
 from .service_layer.retry import Retry
@@ -147,6 +148,7 @@ __all__ = [
     "latest_messages",
     "list_conversations",
     "messages_after",
+    "redact_message",
     "reopen_conversation",
     "run_unit",
     "start_conversation",

@@ -15,7 +15,8 @@ A unit is what is stored together or not at all. It is *acknowledged* when the b
 *failed* by an error that says so, *unknown* by CommitOutcomeUnknown, and for a unit that was
 cancelled its outcome decides. What was never told, by a process that was killed, is unknown.
 
-Every message of the store has to be in the ledger. Units can be pickled: ledgers of several
+Every message of the store has to be in the ledger; one that was redacted counts as what it said
+when it was acknowledged. Units can be pickled: ledgers of several
 processes are joined by `ledger.units += others.units`.
 """
 
@@ -42,6 +43,7 @@ from conversation_store import (
     MessageDraft,
     Outcome,
 )
+from conversation_store.domain.message import REDACTED_CONTENT
 
 APPLICATION = "conversation-store"
 """What pg_stat_activity calls the connections of a store's own pool, or how it begins."""
@@ -197,7 +199,14 @@ class _Judgement:
         self._by_content: dict[str, list[Row]] = defaultdict(list)
         self._by_conversation: dict[int, list[int]] = defaultdict(list)
         query = "SELECT conversation_id, position, id, content FROM {messages} ORDER BY 1, 2"
-        for row in map(Row._make, self._rows(query)):
+        said = {
+            place[2]: content
+            for turn in (turn for unit in units for turn in unit.turns)
+            for place, content in zip(turn.told or (), turn.contents, strict=False)
+        }
+        for stored in map(Row._make, self._rows(query)):
+            is_redacted = stored.content == REDACTED_CONTENT and stored.id in said
+            row = stored._replace(content=said[stored.id]) if is_redacted else stored
             self._by_content[row.content].append(row)
             self._by_conversation[row.conversation_id].append(row.position)
         self._gone = {id_ for id_ in self._removed(*Told) if id_ not in self._counts}

@@ -9,7 +9,7 @@ from contextlib import aclosing, suppress
 from statistics import quantiles
 from typing import Any, Final, TypeVar
 
-from ledger import Ledger, Turn, Unit
+from ledger import Change, Ledger, Turn, Unit
 from load import SESSION, Load, Work, Writer
 
 from conversation_store import (
@@ -30,6 +30,7 @@ from conversation_store import (
     import_conversations,
     list_conversations,
     messages_after,
+    redact_message,
     start_conversation,
 )
 
@@ -42,6 +43,7 @@ PATIENCE: Final = 0.01
 LIMITED: Final = 0.1
 """The part of the units that are given a timeout."""
 TIMEOUTS: Final = (0.05, 0.5, 5.0)
+CONTENT: Final = "SELECT content FROM {messages} WHERE id = %s"
 BUCKET: Final = 2.0
 """Seconds whose latencies are told together."""
 
@@ -128,7 +130,7 @@ class SoakWriter(Writer):
         """Live through a conversation, then do some of the rest."""
         await super().live()
         rest = [self.get_or_start, self.start_by_request, self.bring_in, self.take_out]
-        rest += [self.forget, self.nest, self.hand_over, self.look_around]
+        rest += [self.forget, self.redact, self.nest, self.hand_over, self.look_around]
         for each in self.random.sample(rest, 3):
             if not self.load.ends:
                 await each()
@@ -242,6 +244,34 @@ class SoakWriter(Writer):
         conversation_id = await self.scoped(start, turn, user_id=user_id)
         if conversation_id is not None:
             await self.unit(erase, removes=[conversation_id])
+
+    async def redact(self) -> None:
+        """Start a conversation and redact a message of it; the others stay."""
+        turn = self.load.turn(None)
+        session_id = turn.contents[0][:SESSION]
+
+        async def start(uow: AsyncUnitOfWork) -> list[Message]:
+            _, messages = await start_conversation(
+                uow, user_id=self.user_id, session_id=session_id, drafts=turn.drafts()
+            )
+            turn.placed(messages)
+            return messages
+
+        messages = await self.unit(start, turn)
+        if messages is None:
+            return
+        first, *others = messages
+        change = Change(CONTENT, (first.id,), first.content, "[redacted]")
+
+        async def redact(uow: AsyncUnitOfWork) -> list[Message]:
+            redacted = await redact_message(uow, message_id=first.id)
+            self.load.is_true(redacted.is_redacted, f"redacted {redacted}")
+            return await messages_after(
+                uow, conversation_id=first.conversation_id, position=first.position
+            )
+
+        rest = await self.unit(redact, changes=[change])
+        self.load.is_true(rest in (None, others), f"beside a redacted one: {rest}, was {others}")
 
     async def scoped(self, work: Work[T], turn: Turn, *, user_id: str) -> T | None:
         """Do something in a unit that acts for one user."""

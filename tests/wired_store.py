@@ -27,6 +27,7 @@ from conversation_store import (
     latest_messages,
     list_conversations,
     messages_after,
+    redact_message,
     reopen_conversation,
     start_conversation,
     update_conversation,
@@ -103,6 +104,8 @@ SERVICE_FUNCTIONS: dict[str, Call] = {
     "list_conversations, of a status": lambda _, uow: list_conversations(
         uow, user_id="u", status="active"
     ),
+    "redact_message": lambda w, uow: redact_message(uow, message_id=w.message),
+    "redact_message, replay": lambda w, uow: redact_message(uow, message_id=w.message),
     "get_message": lambda w, uow: get_message(uow, message_id=w.message),
     "latest_messages": lambda w, uow: latest_messages(uow, conversation_id=w.conversation),
     "messages_after": lambda w, uow: messages_after(

@@ -9,7 +9,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from .errors import InvalidMessage
 from .json_object import JsonObject, check_optional_json
@@ -21,6 +21,13 @@ MAX_DRAFTS: Final = 1000
 """Most messages that one call stores."""
 MAX_TURN_BYTES: Final = 100_000_000
 """Largest content of all messages of one call together, in bytes of UTF-8."""
+
+REDACTED_CONTENT: Final = "[redacted]"
+"""What stands where the words of a redacted message were."""
+REDACTED_SLOTS: Final[JsonObject] = {"redacted": True}
+"""The slots of a redacted message."""
+REDACTED_DIGEST: Final = bytes(32)
+"""What stands where the digest of a redacted turn was: no turn has it, and it tells nothing."""
 
 
 class Role(StrEnum):
@@ -109,7 +116,7 @@ class MessageDraft:
 
 @frozen(kw_only=True)
 class Message:
-    """One utterance in a conversation, immutable once stored."""
+    """One utterance in a conversation, immutable once stored; only redaction takes its words."""
 
     id: int
     """Unique in the store; given out before the message is stored."""
@@ -129,6 +136,24 @@ class Message:
     """The slots found in it."""
     metadata: JsonObject | None = field(default=None, repr=False, hash=False)
     """The host's own JSON object."""
+
+    @property
+    def is_redacted(self) -> bool:
+        """Whether it says what a redacted message says, and nothing else."""
+        slots = self.slots
+        is_marked = slots == REDACTED_SLOTS and slots is not None and slots["redacted"] is True
+        is_bare = self.intent_type is None and self.metadata is None
+        return is_marked and is_bare and self.content == REDACTED_CONTENT
+
+    def redacted(self) -> Message:
+        """Return what is left of it: where it stands, who spoke and when, and a tombstone."""
+        return evolve(
+            self,
+            content=REDACTED_CONTENT,
+            intent_type=None,
+            slots=dict(REDACTED_SLOTS),
+            metadata=None,
+        )
 
 
 def _own(draft: MessageDraft) -> MessageDraft:

@@ -295,6 +295,14 @@ class MessageRepository(_Repository, ABC):
         )
         return self._unit.register(self._append(turn))
 
+    def redact(self, message_id: int) -> Pending[Message]:
+        """Register that a tombstone takes the place of what a message said.
+
+        Redacted already is success without change. Errors: MessageNotFound.
+        """
+        check_integer(message_id, "message_id", InvalidMessage)
+        return self._unit.register(self._redact(message_id))
+
     async def get(self, message_id: int) -> Message:
         """Read one message. Errors: MessageNotFound."""
         check_integer(message_id, "message_id", InvalidMessage)
@@ -328,6 +336,9 @@ class MessageRepository(_Repository, ABC):
 
     @abstractmethod
     def _append(self, turn: Turn) -> Write[list[Message]]: ...
+
+    @abstractmethod
+    def _redact(self, message_id: int) -> Write[Message]: ...
 
     @abstractmethod
     async def _get(self, message_id: int) -> Message: ...

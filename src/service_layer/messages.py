@@ -40,6 +40,30 @@ async def append_messages(
     return await appended
 
 
+async def redact_message(uow: AsyncUnitOfWork, *, message_id: int) -> Message:
+    """Take the words of a message for good; a tombstone keeps its place.
+
+    Its content becomes "[redacted]" and its slots {"redacted": true}; its intent_type and metadata
+    are cleared. Its id, position, role and timestamp stay, so the history has no gap. The
+    conversation may be of any status; its version grows by 1, its last_activity stays. One that is
+    redacted already stays as it is. If the message's turn was stored with a request_id, that
+    request sent again is a RequestConflict from now on: what it said cannot be compared any more.
+
+    Args:
+        uow: the unit of work.
+        message_id: which message.
+
+    Returns: the message as it is now; its `is_redacted` is true.
+
+    Raises: MessageNotFound; InvalidMessage for an id beyond 64 bits.
+
+    Round trips: 1.
+    """
+    async with uow:
+        redacted = uow.messages.redact(message_id)
+    return await redacted
+
+
 async def get_message(uow: AsyncUnitOfWork, *, message_id: int) -> Message:
     """Read one message.
 

@@ -28,6 +28,7 @@ from conversation_store import (
     latest_messages,
     list_conversations,
     messages_after,
+    redact_message,
     reopen_conversation,
     start_conversation,
     update_conversation,
@@ -98,6 +99,16 @@ async def test_others_messages_do_not_exist(store: Any, theirs: Any) -> None:
     with pytest.raises(MessageNotFound):
         await get_message(store.unit_of_work(user_id="me"), message_id=message.id)
     assert await get_message(store.unit_of_work(user_id="them"), message_id=message.id) == message
+
+
+async def test_a_message_of_others_is_not_redacted(store: Any, theirs: Any) -> None:
+    """It is MessageNotFound, and it stays; its owner redacts it."""
+    _, [message, _] = theirs
+    with pytest.raises(MessageNotFound):
+        await redact_message(store.unit_of_work(user_id="me"), message_id=message.id)
+    assert await as_it_was(store, theirs)
+    uow = store.unit_of_work(user_id="them")
+    assert (await redact_message(uow, message_id=message.id)).is_redacted
 
 
 async def test_a_delete_of_what_is_others_is_silent_and_does_nothing(

@@ -25,12 +25,13 @@ from conversation_store import (
     latest_messages,
     list_conversations,
     messages_after,
+    redact_message,
     reopen_conversation,
     start_conversation,
     update_conversation,
 )
 
-from .case import MARK, SESSIONS, STATUS, Case, scenario
+from .case import CONTENT, MARK, SESSIONS, STATUS, Case, scenario
 
 # Writes -------------------------------------------------------------------------------------------
 
@@ -177,6 +178,16 @@ async def _update_expecting(case: Case) -> None:
         await update_conversation(
             uow, conversation_id=conversation, metadata={"mark": "new"}, expected_version=1
         )
+
+
+@scenario("redact_message")
+async def _redact(case: Case) -> None:
+    _, turn = await case.started()
+    assert turn.told is not None
+    message_id = turn.told[0][2]
+    change = Change(CONTENT, (message_id,), turn.contents[0], "[redacted]")
+    async with case.played(changes=[change]) as uow:
+        assert (await redact_message(uow, message_id=message_id)).is_redacted
 
 
 @scenario("delete_conversation")

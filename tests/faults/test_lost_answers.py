@@ -28,6 +28,7 @@ from conversation_store import (
     ConversationStore,
     DuplicateSession,
     Message,
+    MessageNotFound,
     NewConversation,
     Outcome,
     RequestConflict,
@@ -48,6 +49,7 @@ from conversation_store import (
     latest_messages,
     list_conversations,
     messages_after,
+    redact_message,
     reopen_conversation,
     start_conversation,
     update_conversation,
@@ -876,3 +878,123 @@ async def test_a_connection_that_was_lent_is_the_only_one(lossy: Lossy) -> None:
             await append_messages(uow, conversation_id=lossy.chat, drafts=turn(1))
         assert uow.outcome is Outcome.UNKNOWN
     assert await lossy.stored() == ["question 1", "answer 1"]
+
+
+# Redaction --------------------------------------------------------------------------------------
+
+
+async def redact_all(lossy: Lossy, chat: int | None = None) -> None:
+    """Redact what was said, as another would."""
+    uow = lossy.direct.unit_of_work()
+    for message in await latest_messages(uow, conversation_id=chat or lossy.chat):
+        await redact_message(uow, message_id=message.id)
+
+
+@pytest.mark.parametrize("how", ["lose", "keep"])
+async def test_a_redaction_is_done_once(lossy: Lossy, how: str) -> None:
+    """Whether its answer was lost or it was: the version moves once, and the caller is told."""
+    message, _ = await lossy.append(turn(1))
+    getattr(lossy.proxy, how)()
+    uow = lossy.uow()
+    assert (await redact_message(uow, message_id=message.id)).is_redacted
+    assert uow.outcome is Outcome.COMMITTED
+    if how == "keep":
+        await lossy.proxy.deliver()
+    assert await lossy.stored() == ["[redacted]", "answer 1"]
+    found = await get_conversation(lossy.direct.unit_of_work(), conversation_id=lossy.chat)
+    assert found.version == 3
+
+
+async def test_a_redaction_of_what_was_deleted_since(lossy: Lossy, between: Any) -> None:
+    """There is no such message any more."""
+    message, _ = await lossy.append(turn(1))
+
+    async def delete() -> None:
+        await delete_conversation(lossy.direct.unit_of_work(), conversation_id=lossy.chat)
+
+    between(delete)
+    lossy.proxy.lose()
+    with pytest.raises(MessageNotFound):
+        await redact_message(lossy.uow(), message_id=message.id)
+
+
+@pytest.mark.parametrize("is_stored", [True, False])
+async def test_a_redaction_in_a_unit_that_is_refused(
+    lossy: Lossy, between: Any, is_stored: bool
+) -> None:
+    """Refused when it is sent again, its parts are looked for: words that are there say it all."""
+    message, _ = await lossy.append(turn(1))
+    between(lossy.close)
+    (lossy.proxy.lose if is_stored else lossy.proxy.keep)()
+    uow = lossy.uow()
+    try:
+        async with uow:
+            redacted = uow.messages.redact(message.id)
+            uow.messages.append(lossy.chat, turn(2))
+        assert (await redacted).is_redacted
+    except ConversationNotAcceptingMessages:
+        assert not is_stored
+    assert uow.outcome is (Outcome.COMMITTED if is_stored else Outcome.ROLLED_BACK)
+    if not is_stored:
+        await lossy.proxy.deliver()
+    assert (await lossy.stored())[0] == ("[redacted]" if is_stored else "question 1")
+
+
+@pytest.fixture
+def redacted_between(lossy: Lossy, between: Any) -> None:
+    """Have another redact all that was said between the loss of an answer and the question."""
+
+    async def redact() -> None:
+        uow = lossy.direct.unit_of_work()
+        for one in (await list_conversations(uow, user_id="u")).conversations:
+            await redact_all(lossy, one.id)
+
+    between(redact)
+
+
+@pytest.mark.usefixtures("redacted_between")
+@pytest.mark.parametrize("name", ["append", "append, with slots", "start", "get or start"])
+async def test_what_was_redacted_since(lossy: Lossy, name: str) -> None:
+    """It was stored: that its words are gone does not deny it."""
+    lossy.proxy.lose()
+    uow = lossy.uow()
+    await WRITES[name](uow, lossy.chat)
+    assert uow.outcome is Outcome.COMMITTED
+    said = [text for one in await state(lossy) for _, text, _, _ in one[-1]]
+    assert said == ["[redacted]", "[redacted]"]
+
+
+@pytest.mark.usefixtures("redacted_between")
+@pytest.mark.parametrize("name", [name for name in WRITES if "with a request" in name][:3])
+async def test_a_request_that_was_redacted_since(lossy: Lossy, name: str) -> None:
+    """It is a conflict now, which does not say that it was not stored: the caller is told so."""
+    lossy.proxy.lose()
+    uow = lossy.uow()
+    with pytest.raises(CommitOutcomeUnknown) as caught:
+        await WRITES[name](uow, lossy.chat)
+    assert isinstance(caught.value.__cause__, RequestConflict)
+    assert uow.outcome is Outcome.UNKNOWN
+    with pytest.raises(RequestConflict):
+        await WRITES[name](lossy.uow(), lossy.chat)
+
+
+async def test_anothers_request_that_was_redacted_since(lossy: Lossy, between: Any) -> None:
+    """A turn of other ids is another's; what it said cannot be compared: a conflict."""
+
+    async def another() -> None:
+        await append_messages(
+            lossy.direct.unit_of_work(),
+            conversation_id=lossy.chat,
+            drafts=turn(1),
+            request_id="r",
+        )
+        await redact_all(lossy)
+
+    between(another)
+    lossy.proxy.keep()
+    uow = lossy.uow()
+    with pytest.raises(RequestConflict):
+        await append_messages(uow, conversation_id=lossy.chat, drafts=turn(1), request_id="r")
+    assert uow.outcome is Outcome.ROLLED_BACK
+    await lossy.proxy.deliver()
+    assert await lossy.stored() == ["[redacted]", "[redacted]"]

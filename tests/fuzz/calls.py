@@ -13,7 +13,7 @@ from conversation_store import ConversationChanges, NewConversation, Status
 from conversation_store.domain.record import check_record
 
 from . import arguments as of
-from .arguments import Chat, Strategy, resolved
+from .arguments import Chat, Said, Strategy, resolved
 from .hands import Hand
 from .names import Names
 
@@ -24,6 +24,7 @@ _NEW: Final = {"user_id": of.user_ids, "session_id": of.session_ids}
 _ONCE: Final = {"drafts": of.openings, "request_id": of.request_ids}
 _NEW_MORE: Final = {**of.details, "source": of.values, **_ONCE}
 _ONE: Final = {"conversation_id": of.chats}
+_MESSAGE: Final = {"message_id": of.said}
 _EXPECTED: Final = {"expected_version": of.versions}
 _OWNER: Final = {"user_id": of.user_ids}
 
@@ -46,7 +47,8 @@ SERVICES: Final[Mapping[str, Strategy]] = {
             _OWNER,
             {"status": of.statuses, "limit": of.limits, "after": of.cursors},
         ),
-        ("get_message", {"message_id": of.said}, {}),
+        ("redact_message", _MESSAGE, {}),
+        ("get_message", _MESSAGE, {}),
         ("latest_messages", _ONE, {"limit": of.limits, "before": of.positions}),
         ("messages_after", {**_ONE, "position": of.positions}, {"limit": of.limits}),
         (
@@ -88,7 +90,8 @@ METHODS: Final[Mapping[str, Strategy]] = {
             {**_ONE, "drafts": of.no_turns, "request_id": of.request_ids},
             _EXPECTED,
         ),
-        ("messages.get", {"message_id": of.said}, {}),
+        ("messages.redact", _MESSAGE, {}),
+        ("messages.get", _MESSAGE, {}),
         ("messages.latest", _ONE, {"limit": of.limits, "before": of.positions}),
         ("messages.after", {**_ONE, "position": of.positions, "limit": of.limits}, {}),
     )
@@ -107,7 +110,7 @@ REGISTERED: Final = frozenset(
     {
         *("conversations.add", "conversations.get_or_add", "conversations.update"),
         *("conversations.set_status", "conversations.remove", "conversations.erase_user"),
-        "messages.append",
+        *("messages.append", "messages.redact"),
     }
 )
 """Writes that are registered and wait to be sent."""
@@ -140,6 +143,10 @@ class Call:
             homes.add((owner, session))
         if isinstance(chat, Chat):
             home = names.home(chat.number)
+            homes |= set() if home is None else {home}
+        message = self.arguments.get("message_id")
+        if isinstance(message, Said):
+            home = names.home_of_message(message.number)
             homes |= set() if home is None else {home}
         return homes
 

@@ -43,6 +43,8 @@ class Names:
     cursors: list[str] = field(factory=list[str])
     homes: dict[int, tuple[str, str]] = field(factory=dict[int, tuple[str, str]])
     """By the number of a conversation: its user and session."""
+    chats_of_messages: dict[int, int] = field(factory=dict[int, int])
+    """By the number of a message: the number of its conversation."""
     versions: dict[int, int] = field(factory=dict[int, int])
     """By the number of a conversation: the version it was seen at last."""
     times_of_users: dict[str, set[datetime]] = field(factory=dict[str, set[datetime]])
@@ -82,6 +84,11 @@ class Names:
         """Return the user and session of a conversation that a program names by a number."""
         return self.homes.get(number % (len(self.conversations) + 1))
 
+    def home_of_message(self, number: int) -> tuple[str, str] | None:
+        """Return the same of the conversation of a message that a program names by a number."""
+        chat = self.chats_of_messages.get(number % (len(self.messages) + 1))
+        return None if chat is None else self.homes.get(chat)
+
     def seen_version(self, number: int) -> int:
         """Return the version that a conversation was seen at last."""
         return self.versions.get(number % (len(self.conversations) + 1), 1)
@@ -111,8 +118,10 @@ class Names:
         chat = self._number(self.conversations, shown.conversation_id)
         if chat in self.homes:
             self._note_times(self.homes[chat][0], shown.timestamp)
+        name = self._number(self.messages, shown.id)
+        self.chats_of_messages[name] = chat
         return {
-            "message": self._number(self.messages, shown.id),
+            "message": name,
             "conversation": chat,
             "position": shown.position,
             "said": (self.told(shown.role), shown.content, shown.intent_type),

@@ -48,6 +48,7 @@ from conversation_store import (
     latest_messages,
     list_conversations,
     messages_after,
+    redact_message,
     reopen_conversation,
     run_unit,
     start_conversation,
@@ -283,6 +284,7 @@ CASES: Final[dict[str, Call]] = {
     "messages_after": lambda uow, world: messages_after(
         uow, conversation_id=world.chat, position=0
     ),
+    "redact_message": lambda uow, world: redact_message(uow, message_id=world.message),
     "reopen_conversation": lambda uow, world: reopen_conversation(
         uow, conversation_id=world.closed
     ),

@@ -36,6 +36,7 @@ from conversation_store import (
     latest_messages,
     list_conversations,
     messages_after,
+    redact_message,
     reopen_conversation,
     start_conversation,
     update_conversation,
@@ -283,6 +284,20 @@ async def test_get_message(explain: Explain, planning: Planning, user_id: str | 
         await get_message(uow, message_id=1_500_000)
 
     check(await explain(call, planning, user_id), rows=2, buffers=15)
+
+
+@plannings
+@scopes
+@pytest.mark.parametrize("message_id", [1_001_000, 1_001_001], ids=["first of its turn", "second"])
+async def test_redact_message(
+    explain: Explain, planning: Planning, user_id: str | None, message_id: int
+) -> None:
+    """Redacting costs a few rows: the conversation, the message, the first one of its turn."""
+
+    async def call(uow: AsyncUnitOfWork) -> None:
+        await redact_message(uow, message_id=message_id)
+
+    check(await explain(call, planning, user_id), rows=8, buffers=100)
 
 
 @plannings

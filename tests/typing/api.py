@@ -95,6 +95,7 @@ async def repositories(uow: cs.AsyncUnitOfWork, drafts: list[cs.MessageDraft]) -
         assert_type(await uow.conversations.get(1), cs.Conversation)
         assert_type(await uow.conversations.find("s", "u"), cs.Conversation | None)
         assert_type(await uow.conversations.list_page("u", limit=5), cs.ConversationPage)
+        assert_type(uow.messages.redact(1), cs.Pending[cs.Message])
         assert_type(await uow.messages.get(1), cs.Message)
         assert_type(await uow.messages.latest(1, limit=50, before=9), list[cs.Message])
         assert_type(await uow.messages.after(1, 0, limit=50), list[cs.Message])
@@ -152,6 +153,7 @@ async def messages(uow: cs.AsyncUnitOfWork, drafts: list[cs.MessageDraft]) -> No
         uow, conversation_id=1, drafts=drafts, request_id="r", expected_version=1
     )
     assert_type(appended, list[cs.Message])
+    assert_type(await cs.redact_message(uow, message_id=1), cs.Message)
     assert_type(await cs.get_message(uow, message_id=1), cs.Message)
     latest = await cs.latest_messages(uow, conversation_id=1, limit=50, before=None)
     assert_type(latest, list[cs.Message])

@@ -30,7 +30,7 @@ from ...domain.repository import ConversationRepository, OnDuplicate
 from ...domain.unit import Unit
 from .bulk import take_sessions
 from .change import Change
-from .database import Stored, View
+from .database import Request, Stored, View
 from .export import SnapshotRecords
 from .verdicts import NO_CHANGE, Verdict, is_seen, lock_and_judge, stale
 
@@ -64,7 +64,7 @@ class InMemoryConversationRepository(ConversationRepository):
                 return stored
             prior = stored.request(request_id)
             if prior is not None:
-                raise _conflict(stored, request_id, prior[1])
+                raise _conflict(stored, request_id, prior.position)
             if await self._view.lock(stored.conversation.id) is not None:
                 raise DuplicateSession(user_id=new.user_id, session_id=new.session_id)
 
@@ -94,8 +94,8 @@ class InMemoryConversationRepository(ConversationRepository):
     ) -> tuple[Conversation, bool]:
         stored, is_own = await self._find_or_start(new, ids, request_id)
         prior = stored.request(request_id)
-        if prior is not None and not new.digest.startswith(prior[0]):
-            raise _conflict(stored, request_id, prior[1])
+        if prior is not None and not new.digest.startswith(prior.digest):
+            raise _conflict(stored, request_id, prior.position)
         return stored.shown(), is_own
 
     async def _find_or_start(
@@ -110,10 +110,12 @@ class InMemoryConversationRepository(ConversationRepository):
             now = self._view.database.clock()
             if await self._view.lock_session(session, for_request=True) is None:
                 stored = await self._store_new(new, ids, now)
-                stored.requests[request_id] = (new.digest, 1, ids[1])
+                stored.requests[request_id] = Request(
+                    digest=new.digest, position=1, message_id=ids[1], count=len(new.drafts)
+                )
                 return stored, True
         prior = found.request(request_id)
-        return found, prior is not None and prior[0] == new.digest
+        return found, prior is not None and prior.digest == new.digest
 
     async def _store_new(self, new: NewConversation, ids: Sequence[int], now: datetime) -> Stored:
         conversation = new.stored(conversation_id=ids[0], start_time=now, last_activity=now)

@@ -10,27 +10,39 @@ import itertools
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from datetime import UTC, datetime
 
-from attrs import define, evolve, field
+from attrs import define, evolve, field, frozen
 
 from ...domain.conversation import Conversation
 from ...domain.imported import Session
 from ...domain.json_object import copy_json
-from ...domain.message import Message, MessageDraft
+from ...domain.message import REDACTED_DIGEST, Message, MessageDraft
 from .locks import Holder, Locks
+
+
+@frozen(kw_only=True)
+class Request:
+    """A turn that was stored with a request_id."""
+
+    digest: bytes
+    position: int
+    """Of its first message."""
+    message_id: int
+    """Of its first message."""
+    count: int
+    """How many messages it has."""
 
 
 @define(eq=False)
 class Stored:
     """A conversation with its messages, as one layer has it.
 
-    `messages` and `requests` are shared by all versions of the conversation and only grow; a
-    version sees as many messages as its message_count says.
+    `messages` and `requests` are shared by all versions of the conversation and only grow, until a
+    redaction begins new ones; a version sees as many messages as its message_count says.
     """
 
     conversation: Conversation
     messages: list[Message]
-    requests: dict[str, tuple[bytes, int, int]]
-    """request_id: digest of the turn, position and id of its first message."""
+    requests: dict[str, Request]
 
     def shown(self) -> Conversation:
         """Return a copy of the conversation."""
@@ -66,15 +78,25 @@ class Stored:
         )
         return Stored(conversation, self.messages, self.requests)
 
-    def request(self, request_id: str) -> tuple[bytes, int] | None:
-        """Return the digest and the first position of a turn that was stored with a request_id."""
+    def redacted(self, conversation: Conversation, position: int) -> Stored:
+        """Return the next version, without the words there; what came before keeps them."""
+        messages = self.messages[: self.conversation.message_count]
+        messages[position - 1] = messages[position - 1].redacted()
+        requests = {
+            request_id: evolve(request, digest=REDACTED_DIGEST)
+            if request.position <= position < request.position + request.count
+            else request
+            for request_id, request in self.requests.items()
+            if self.has(request.position, request.message_id)
+        }
+        return Stored(conversation, messages, requests)
+
+    def request(self, request_id: str) -> Request | None:
+        """Return the turn that was stored with a request_id."""
         found = self.requests.get(request_id)
-        if found is None:
+        if found is None or not self.has(found.position, found.message_id):
             return None
-        digest, position, message_id = found
-        if self.has(position, message_id):
-            return digest, position
-        return None
+        return found
 
     def has(self, position: int, message_id: int) -> bool:
         """Whether this version has that message there."""

@@ -19,7 +19,7 @@ from ...domain.message import Message, Turn
 from ...domain.repository import MessageRepository
 from ...domain.unit import Unit
 from .change import Change
-from .database import Stored, View
+from .database import Request, Stored, View
 from .verdicts import Verdict, is_seen, lock_and_judge, stale
 
 
@@ -60,14 +60,14 @@ class InMemoryMessageRepository(MessageRepository):
                 raise ConversationNotFound(conversation_id=turn.conversation_id)
             prior = stored.request(request_id)
             if prior is not None:
-                digest, position = prior
-                if not digest.startswith(turn.digest):
+                if not prior.digest.startswith(turn.digest):
                     raise RequestConflict(
                         conversation_id=turn.conversation_id,
                         request_id=request_id,
-                        position=position,
+                        position=prior.position,
                     )
-                return stored.shown_messages(position - 1, position - 1 + len(turn.drafts))
+                start = prior.position - 1
+                return stored.shown_messages(start, start + prior.count)
             refusal = verdict(stored.conversation)
             if isinstance(refusal, ConversationStoreError):
                 raise refusal
@@ -75,7 +75,12 @@ class InMemoryMessageRepository(MessageRepository):
                 stored = await self._view.lock(turn.conversation_id, for_request=True)
         if stored is None:
             raise ConversationNotFound(conversation_id=turn.conversation_id)
-        stored.requests[request_id] = (turn.digest, stored.conversation.message_count + 1, ids[0])
+        stored.requests[request_id] = Request(
+            digest=turn.digest,
+            position=stored.conversation.message_count + 1,
+            message_id=ids[0],
+            count=len(turn.drafts),
+        )
         return self._store(stored, turn, ids, came if stored is found else None)
 
     def _store(
@@ -94,11 +99,22 @@ class InMemoryMessageRepository(MessageRepository):
         self._view.put(after)
         return after.shown_messages(before.message_count)
 
+    def _redact(self, message_id: int) -> Change[Message]:
+        async def apply(_: Sequence[int]) -> Message:
+            found = self._seen_message(message_id)
+            await self._view.lock(found[0].conversation.id)
+            stored, message = self._seen_message(message_id)
+            if message.is_redacted:
+                return message
+            before = stored.conversation
+            conversation = evolve(before, version=before.version + 1)
+            self._view.put(stored.redacted(conversation, message.position))
+            return message.redacted()
+
+        return Change(apply)
+
     async def _get(self, message_id: int) -> Message:
-        found = self._view.find_message(message_id)
-        if found is None or not is_seen(self._unit.user_id, found[0].conversation):
-            raise MessageNotFound(message_id=message_id)
-        return found[1]
+        return self._seen_message(message_id)[1]
 
     async def _latest(self, conversation_id: int, limit: int, before: int | None) -> list[Message]:
         stored = self._seen(conversation_id)
@@ -109,6 +125,12 @@ class InMemoryMessageRepository(MessageRepository):
     async def _after(self, conversation_id: int, position: int, limit: int) -> list[Message]:
         start = max(position, 0)
         return self._seen(conversation_id).shown_messages(start, start + limit)
+
+    def _seen_message(self, message_id: int) -> tuple[Stored, Message]:
+        found = self._view.find_message(message_id)
+        if found is None or not is_seen(self._unit.user_id, found[0].conversation):
+            raise MessageNotFound(message_id=message_id)
+        return found
 
     def _seen(self, conversation_id: int) -> Stored:
         stored = self._view.find(conversation_id)

@@ -34,7 +34,7 @@ from .parameters import (
     integer_text,
     status_array,
 )
-from .rows import CONVERSATION_COLUMNS, Row, to_conversations, to_messages, utc
+from .rows import CONVERSATION_COLUMNS, Row, are_stored, to_conversations, to_messages, utc
 from .statement import SHORT, Look, Parameters, Statement
 from .texts import Texts
 
@@ -67,7 +67,7 @@ class PsycopgConversationRepository(ConversationRepository):
                 return None
             started = read(ids, [(rows[0][0],)])
             stored = to_messages([row[1:] for row in rows if row[1] is not None])
-            return [started] if stored == started[1] else []
+            return [started] if are_stored(stored, started[1]) else []
 
         def look() -> Look[tuple[Conversation, list[Message]]]:
             text = self._texts.look_for_start
@@ -88,8 +88,10 @@ class PsycopgConversationRepository(ConversationRepository):
         def look_at(
             ids: Sequence[int], rows: list[Row]
         ) -> list[tuple[Conversation, list[Message]]] | None:
-            # Another conversation of the session may have come after it was removed.
-            return [read(ids, rows)] if rows and rows[0][-1] == new.digest.hex() else None
+            # Another conversation of the session may have come after it was removed. Of one that
+            # was redacted only its id says that it is the same.
+            is_same = rows and (rows[0][-1] == new.digest.hex() or rows[0][0] == ids[0])
+            return [read(ids, rows)] if is_same else None
 
         def look() -> Look[tuple[Conversation, list[Message]]]:
             return Look(self._texts.look_for_start_request, look_at, proves_absent=True)
@@ -116,11 +118,12 @@ class PsycopgConversationRepository(ConversationRepository):
         def read(_: Sequence[int], rows: list[Row]) -> tuple[Conversation, bool]:
             return to_conversations(rows)[0], rows[0][CONVERSATION_COLUMNS]
 
-        def look_at(_: Sequence[int], rows: list[Row]) -> list[tuple[Conversation, bool]] | None:
+        def look_at(ids: Sequence[int], rows: list[Row]) -> list[tuple[Conversation, bool]] | None:
             mine = new.digest.hex()
-            if not rows or not mine.startswith(rows[0][-1] or ""):
+            is_new = bool(rows) and (rows[0][-1] == mine or rows[0][0] == ids[0])
+            if not rows or not (is_new or mine.startswith(rows[0][-1] or "")):
                 return None
-            return [(to_conversations(rows)[0], rows[0][-1] == mine)]
+            return [(to_conversations(rows)[0], is_new)]
 
         def look() -> Look[tuple[Conversation, bool]]:
             return Look(self._texts.look_for_start_request, look_at, proves_absent=True)

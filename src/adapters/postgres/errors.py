@@ -20,6 +20,7 @@ from ...domain.errors import (
     ConversationStoreError,
     DuplicateSession,
     InvalidTransition,
+    MessageNotFound,
     RequestConflict,
     StoreClosed,
     StoreError,
@@ -48,6 +49,7 @@ REFUSALS: Final[Mapping[str, Callable[[Mapping[str, Any]], ConversationStoreErro
     "conversation_not_found": lambda detail: ConversationNotFound(
         conversation_id=detail["conversation_id"]
     ),
+    "message_not_found": lambda detail: MessageNotFound(message_id=detail["message_id"]),
     "not_accepting": lambda detail: ConversationNotAcceptingMessages(
         conversation_id=detail["conversation_id"], status=detail["status"]
     ),

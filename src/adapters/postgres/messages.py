@@ -9,7 +9,14 @@ from psycopg.types.numeric import Int8
 
 from ...domain.conversation import MAX_ID
 from ...domain.errors import ConversationNotFound, MessageNotFound
-from ...domain.message import Message, Turn
+from ...domain.json_object import dump_json
+from ...domain.message import (
+    REDACTED_CONTENT,
+    REDACTED_DIGEST,
+    REDACTED_SLOTS,
+    Message,
+    Turn,
+)
 from ...domain.repository import MessageRepository
 from .parameters import (
     ACCEPTING,
@@ -19,7 +26,7 @@ from .parameters import (
     drafts_text,
     integer_text,
 )
-from .rows import Row, to_messages, utc
+from .rows import Row, are_stored, to_messages, utc
 from .statement import SHORT, Look, Parameters, Statement
 from .texts import Texts
 
@@ -74,7 +81,7 @@ class PsycopgMessageRepository(MessageRepository):
         def read_turn(ids: Sequence[int], rows: list[Row]) -> list[list[Message]]:
             base, time = rows[0][2] - 1, rows[0][5]
             stored = to_messages(rows)
-            return [stored] if stored == read(ids, [(base, time)]) else []
+            return [stored] if are_stored(stored, read(ids, [(base, time)])) else []
 
         def look() -> Look[list[Message]]:
             if turn.request_id is None:
@@ -100,6 +107,29 @@ class PsycopgMessageRepository(MessageRepository):
             look=look,
             # A version is expected at one moment: who expects it has to come at that moment.
             read_placed=read if turn.expected_version is None else None,
+        )
+
+    def _redact(self, message_id: int) -> Statement[Message]:
+        parameters: dict[str, object] = {
+            "message_id": Int8(message_id),
+            "user_id": self._unit.user_id,
+            "content": REDACTED_CONTENT,
+            "slots": dump_json(REDACTED_SLOTS),
+            "digest": bytes_text(REDACTED_DIGEST),
+        }
+
+        def look_at(_: Sequence[int], rows: list[Row]) -> list[Message] | None:
+            if not rows:
+                return None
+            return [message for message in to_messages(rows) if message.is_redacted]
+
+        return Statement(
+            self._texts.redact,
+            lambda _: parameters,
+            lambda _, rows: to_messages(rows)[0],
+            is_repeatable=True,
+            # Nothing brings words back: where they are, the unit was not stored.
+            look=lambda: Look(self._texts.get_message, look_at, proves_absent=True),
         )
 
     async def _get(self, message_id: int) -> Message:

@@ -121,6 +121,14 @@ def to_conversations(rows: Sequence[Row]) -> list[Conversation]:
     return conversations
 
 
+def are_stored(found: list[Message], meant: list[Message]) -> bool:
+    """Whether messages that are found are those that were to be stored, or redacted since."""
+    return len(found) == len(meant) and all(
+        now == (then.redacted() if now.is_redacted else then)
+        for now, then in zip(found, meant, strict=True)
+    )
+
+
 def to_messages(rows: Sequence[Row]) -> list[Message]:
     """Return the messages of rows."""
     columns: list[Any] = list(zip(*rows, strict=True))

@@ -260,6 +260,43 @@ WHERE CASE WHEN done.id IS NOT NULL OR prior.is_same THEN false
 ORDER BY 1
 """
 
+# The conversation is locked before the message, as by all that write. What the message says is then
+# read in its newest version. The digest that tells what a turn said stands on its first message.
+REDACT: Final[LiteralString] = """
+WITH held AS MATERIALIZED (
+    SELECT id FROM {conversations}
+    WHERE id = (SELECT conversation_id FROM {messages} WHERE id = %(message_id)s)
+        AND (%(user_id)s::text IS NULL OR user_id = %(user_id)s) FOR NO KEY UPDATE
+), said AS MATERIALIZED (
+    SELECT m.conversation_id, m.position, m.id, m.role, m.timestamp, m.request_id,
+        (m.content = %(content)s AND m.slots = %(slots)s::jsonb AND m.metadata IS NULL
+            AND m.intent_type IS NULL) IS TRUE AS is_redacted
+    FROM held JOIN {messages} AS m ON m.conversation_id = held.id
+    WHERE m.id = %(message_id)s FOR NO KEY UPDATE OF m
+), places AS MATERIALIZED (
+    SELECT said.conversation_id, said.id, ARRAY[said.position, (
+        SELECT m.position FROM {messages} AS m WHERE m.conversation_id = said.conversation_id
+            AND m.request_id = said.request_id AND m.request_digest IS NOT NULL)] AS positions
+    FROM said WHERE NOT said.is_redacted
+), moved AS (
+    UPDATE {conversations} SET version = version + 1
+    WHERE id = (SELECT conversation_id FROM places)
+), done AS (
+    UPDATE {messages} AS m
+    SET content = CASE WHEN m.id = p.id THEN %(content)s ELSE m.content END,
+        slots = CASE WHEN m.id = p.id THEN %(slots)s::jsonb ELSE m.slots END,
+        metadata = CASE WHEN m.id = p.id THEN NULL ELSE m.metadata END,
+        intent_type = CASE WHEN m.id = p.id THEN NULL ELSE m.intent_type END,
+        request_digest = CASE WHEN m.request_digest IS NULL THEN NULL ELSE %(digest)s::bytea END
+    FROM places AS p WHERE m.conversation_id = p.conversation_id AND m.position = ANY(p.positions)
+)
+SELECT said.id, said.conversation_id, said.position, said.role, %(content)s::text,
+    said.timestamp AT TIME ZONE 'UTC', NULL, %(slots)s::text, NULL
+FROM (VALUES (1)) AS one LEFT JOIN said ON true
+WHERE CASE WHEN said.id IS NOT NULL THEN true ELSE {refuse}('message_not_found',
+    json_build_object('message_id', %(message_id)s::bigint)) END
+"""
+
 SET_STATUS: Final[LiteralString] = f"""
 WITH done AS (
     UPDATE {{conversations}} SET status = %(target)s, version = version + 1

@@ -46,6 +46,7 @@ class Texts:
         self.look_for_start_request = compose(sql_reads.LOOK_FOR_START_REQUEST)
         self.look_for_turn = compose(sql_reads.LOOK_FOR_TURN)
         self.look_for_request = compose(sql_reads.LOOK_FOR_REQUEST)
+        self.redact = compose(sql.REDACT)
         self.set_status = compose(sql.SET_STATUS)
         self.update = compose(sql.UPDATE)
         self.remove = compose(sql.REMOVE)
