@@ -263,14 +263,15 @@ class SoakWriter(Writer):
         first, *others = messages
         change = Change(CONTENT, (first.id,), first.content, "[redacted]")
 
-        async def redact(uow: AsyncUnitOfWork) -> list[Message]:
+        async def redact(uow: AsyncUnitOfWork) -> None:
             redacted = await redact_message(uow, message_id=first.id)
             self.load.is_true(redacted.is_redacted, f"redacted {redacted}")
-            return await messages_after(
-                uow, conversation_id=first.conversation_id, position=first.position
-            )
 
-        rest = await self.unit(redact, changes=[change])
+        async def read(uow: AsyncUnitOfWork) -> list[Message]:
+            return await messages_after(uow, conversation_id=first.conversation_id, position=1)
+
+        await self.unit(redact, changes=[change])
+        rest = await self.call(read)
         self.load.is_true(rest in (None, others), f"beside a redacted one: {rest}, was {others}")
 
     async def scoped(self, work: Work[T], turn: Turn, *, user_id: str) -> T | None:
