@@ -46,6 +46,7 @@ from .domain.message import Message, MessageDraft, Role
 from .domain.page import ConversationPage
 from .domain.receipt import ErasureReceipt, ImportReceipt
 from .domain.record import ConversationRecord, MessageRecord, dump_record
+from .domain.removal import RemovalCondition, RemovedBatch
 from .domain.repository import (
     ConversationRepository,
     ExportedRecords,
@@ -57,7 +58,6 @@ from .domain.unit import Pending, Write
 from .service_layer.conversations import (
     archive_conversation,
     close_conversation,
-    delete_conversation,
     find_conversation,
     get_conversation,
     get_or_start_conversation,
@@ -74,9 +74,10 @@ from .service_layer.messages import (
     redact_message,
 )
 from .service_layer.outcome import Outcome
+from .service_layer.removal import delete_conversation, erase_user, purge_conversations
 from .service_layer.retry import Retry
 from .service_layer.run import run_unit
-from .service_layer.transfer import erase_user, export_conversations, import_conversations
+from .service_layer.transfer import export_conversations, import_conversations
 from .service_layer.unit_of_work import AsyncUnitOfWork
 
 __all__ = [
@@ -117,6 +118,8 @@ __all__ = [
     "OnDuplicate",
     "Outcome",
     "Pending",
+    "RemovalCondition",
+    "RemovedBatch",
     "RequestConflict",
     "Retry",
     "Role",
@@ -148,6 +151,7 @@ __all__ = [
     "latest_messages",
     "list_conversations",
     "messages_after",
+    "purge_conversations",
     "redact_message",
     "reopen_conversation",
     "run_unit",

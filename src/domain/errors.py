@@ -36,7 +36,7 @@ from typing import Any, ClassVar
 
 from attrs import define, field
 
-from .receipt import ImportReceipt
+from .receipt import ErasureReceipt, ImportReceipt
 
 
 def _rebuild(cls: type[ConversationStoreError], state: dict[str, Any]) -> ConversationStoreError:
@@ -54,6 +54,9 @@ class ConversationStoreError(Exception):
 
     imported: ImportReceipt | None = field(default=None, init=False, repr=False)
     """What an import had stored for good before this error ended it; None outside imports."""
+
+    erased: ErasureReceipt | None = field(default=None, init=False, repr=False)
+    """What a removal had removed before this error ended it; None where that is nothing."""
 
     tried: tuple[ConversationStoreError, ...] = field(default=(), init=False, repr=False)
     """What the tries before failed with, the first one first; empty where there was only one."""

@@ -21,14 +21,15 @@ from .conversation import (
     Status,
     check_integer,
 )
-from .errors import InvalidConversation, InvalidMessage, UnitOfWorkMisuse
+from .errors import InvalidConversation, InvalidMessage
 from .imported import ImportedConversation
 from .message import Message, MessageDraft, Turn, check_drafts
 from .page import ConversationCursor, ConversationPage, check_limit
-from .receipt import ErasureReceipt, ImportReceipt
+from .receipt import ImportReceipt
 from .record import ConversationRecord
+from .removing import RemovingRepository, Repository, check_conversation_id
 from .text import check_name
-from .unit import Pending, Unit, Write
+from .unit import Pending, Write
 
 OnDuplicate: TypeAlias = Literal["error", "skip"]
 """What an import does with a session that exists: refuse the batch, or leave the record out."""
@@ -43,28 +44,6 @@ class ExportedRecords(Protocol):
 
     async def aclose(self) -> None:
         """Stop reading, and give back what that holds; any task may do so."""
-
-
-class _Repository:
-    def __init__(self, unit: Unit) -> None:
-        self._unit = unit
-
-    def _owner(self, user_id: str | None) -> str:
-        """Return the user a call is about: the one named, or the one the unit acts for."""
-        scope = self._unit.user_id
-        if user_id is None:
-            if scope is None:
-                raise InvalidConversation(field="user_id", reason="is missing")
-            return scope
-        check_name(user_id, "user_id", InvalidConversation)
-        if scope is not None and user_id != scope:
-            reason = "the unit of work acts for one user; another user_id was named"
-            raise UnitOfWorkMisuse(reason=reason)
-        return user_id
-
-
-def _conversation_id(value: int) -> int:
-    return check_integer(value, "conversation_id", InvalidConversation)
 
 
 def _version(value: int | None) -> int | None:
@@ -89,7 +68,7 @@ def _request_of_start(value: str | None, new: NewConversation) -> str | None:
     return request_id
 
 
-class ConversationRepository(_Repository, ABC):
+class ConversationRepository(RemovingRepository, ABC):
     """The conversations."""
 
     def add(
@@ -126,7 +105,7 @@ class ConversationRepository(_Repository, ABC):
 
     async def get(self, conversation_id: int) -> Conversation:
         """Read one conversation. Errors: ConversationNotFound."""
-        conversation_id = _conversation_id(conversation_id)
+        conversation_id = check_conversation_id(conversation_id)
         await self._unit.before_read()
         return await self._get(conversation_id)
 
@@ -171,7 +150,7 @@ class ConversationRepository(_Repository, ABC):
         expected_version: int | None = None,
     ) -> Pending[Conversation]:
         """Register new values for some columns. Errors: ConversationNotFound, ConcurrentUpdate."""
-        conversation_id = _conversation_id(conversation_id)
+        conversation_id = check_conversation_id(conversation_id)
         version = _version(expected_version)
         return self._unit.register(self._update(conversation_id, evolve(changes), version))
 
@@ -182,17 +161,16 @@ class ConversationRepository(_Repository, ABC):
 
         Errors: ConversationNotFound, InvalidTransition, ConcurrentUpdate.
         """
-        conversation_id = _conversation_id(conversation_id)
+        conversation_id = check_conversation_id(conversation_id)
         version = _version(expected_version)
         return self._unit.register(self._set_status(conversation_id, target, version))
 
     def remove(self, conversation_id: int) -> Pending[None]:
-        """Register the removal of a conversation with its messages; gone already is success."""
-        return self._unit.register(self._remove(_conversation_id(conversation_id)))
+        """Register the removal of a conversation with its messages; gone already is success.
 
-    def erase_user(self, user_id: str | None = None) -> Pending[ErasureReceipt]:
-        """Register the removal of all that a user has."""
-        return self._unit.register(self._erase_user(self._owner(user_id)))
+        However long it is, it goes in one statement; `remove_part` takes it away in batches.
+        """
+        return self._unit.register(self._remove(check_conversation_id(conversation_id)))
 
     async def add_imported(
         self, batch: Sequence[ImportedConversation], on_duplicate: OnDuplicate
@@ -259,9 +237,6 @@ class ConversationRepository(_Repository, ABC):
     def _remove(self, conversation_id: int) -> Write[None]: ...
 
     @abstractmethod
-    def _erase_user(self, user_id: str) -> Write[ErasureReceipt]: ...
-
-    @abstractmethod
     async def _add_imported(
         self, batch: Sequence[ImportedConversation], on_duplicate: OnDuplicate
     ) -> ImportReceipt: ...
@@ -270,7 +245,7 @@ class ConversationRepository(_Repository, ABC):
     async def _export(self, user_id: str | None) -> ExportedRecords: ...
 
 
-class MessageRepository(_Repository, ABC):
+class MessageRepository(Repository, ABC):
     """The messages."""
 
     def append(
@@ -288,7 +263,7 @@ class MessageRepository(_Repository, ABC):
         with the same drafts gives the messages stored then and changes nothing.
         """
         turn = Turn(
-            conversation_id=_conversation_id(conversation_id),
+            conversation_id=check_conversation_id(conversation_id),
             drafts=check_drafts(drafts, least=1),
             request_id=_request_id(request_id),
             expected_version=_version(expected_version),
@@ -316,7 +291,7 @@ class MessageRepository(_Repository, ABC):
 
         Errors: ConversationNotFound, InvalidLimit.
         """
-        conversation_id = _conversation_id(conversation_id)
+        conversation_id = check_conversation_id(conversation_id)
         check_limit(limit)
         if before is not None:
             check_integer(before, "before", InvalidMessage)
@@ -328,7 +303,7 @@ class MessageRepository(_Repository, ABC):
 
         Errors: ConversationNotFound, InvalidLimit.
         """
-        conversation_id = _conversation_id(conversation_id)
+        conversation_id = check_conversation_id(conversation_id)
         check_integer(position, "position", InvalidMessage)
         check_limit(limit)
         await self._unit.before_read()

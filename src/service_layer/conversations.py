@@ -266,15 +266,3 @@ async def _set_status(
             conversation_id, target, expected_version=expected_version
         )
     return await changed
-
-
-async def delete_conversation(uow: AsyncUnitOfWork, *, conversation_id: int) -> None:
-    """Remove a conversation with all its messages; one that is gone already is success.
-
-    Raises: InvalidConversation for an id beyond 64 bits.
-
-    Round trips: 1.
-    """
-    async with uow:
-        removed = uow.conversations.remove(conversation_id)
-    await removed

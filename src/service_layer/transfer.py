@@ -1,4 +1,4 @@
-"""Service functions that move whole conversations: in, out, and away for good."""
+"""Service functions that move whole conversations, in and out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final, get_args
 
 from ..domain.errors import ConversationStoreError, InvalidConversation
 from ..domain.imported import ImportedConversation
-from ..domain.receipt import ErasureReceipt, ImportReceipt
+from ..domain.receipt import ImportReceipt
 from ..domain.record import ConversationRecord, check_record
 from ..domain.repository import OnDuplicate
 from .unit_of_work import AsyncUnitOfWork
@@ -203,24 +203,3 @@ async def export_conversations(
     async with aclosing(records):
         async for record in records:
             yield record
-
-
-async def erase_user(uow: AsyncUnitOfWork, *, user_id: str | None = None) -> ErasureReceipt:
-    """Remove all that a user has, for good.
-
-    Removes what was committed when it runs; a conversation that the user starts meanwhile
-    survives, so keep the user out first.
-
-    Args:
-        uow: the unit of work.
-        user_id: whose; may be left out where the unit acts for one user.
-
-    Returns: how many conversations and messages were removed.
-
-    Raises: InvalidConversation.
-
-    Round trips: 1.
-    """
-    async with uow:
-        erased = uow.conversations.erase_user(user_id)
-    return await erased

@@ -15,7 +15,6 @@ from conversation_store import (
     Outcome,
     append_messages,
     close_conversation,
-    erase_user,
     get_or_start_conversation,
     import_conversations,
     list_conversations,
@@ -194,24 +193,6 @@ async def test_who_waits_for_what_a_closed_block_wrote_waits_for_the_unit(
 
 def _is_coalescing(store: ConversationStore) -> bool:
     return getattr(store._adapter, "_group_commit", None) is not None
-
-
-async def test_what_is_erased_is_locked_in_the_order_of_ids(
-    shared_store: ConversationStore,
-) -> None:
-    """While an erasure waits for a conversation, those with greater ids are free."""
-    first, second = await start(shared_store, "b"), await start(shared_store, "a")
-    await append_messages(shared_store.unit_of_work(), conversation_id=first, drafts=turn(1))
-    async with shared_store.unit_of_work() as uow:
-        await uow.messages.append(first, turn(2))
-        erasing = asyncio.create_task(erase_user(shared_store.unit_of_work(), user_id="u"))
-        assert await waits(erasing)
-        async with asyncio.timeout(0.5):
-            await append_messages(
-                shared_store.unit_of_work(), conversation_id=second, drafts=turn(1)
-            )
-    receipt = await erasing
-    assert (receipt.conversations, receipt.messages) == (2, 6)
 
 
 @pytest.mark.parametrize("end", ["commits", "rolls back"])

@@ -19,6 +19,7 @@ from conversation_store import (
     append_messages,
     archive_conversation,
     dump_record,
+    erase_user,
     export_conversations,
     find_conversation,
     import_conversations,
@@ -154,8 +155,7 @@ async def test_export_import_export_is_the_same_byte_for_byte(store: Any) -> Non
     first = await exported(store)
     assert len(first) == 120
     for user in ("u-0", "u-1", "u-2"):
-        async with uow:
-            uow.conversations.erase_user(user)
+        await erase_user(uow, user_id=user)
     assert await exported(store) == []
     receipt = await load(store, *(json.loads(line) for line in first))
     assert receipt.conversations == 120

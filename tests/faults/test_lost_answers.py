@@ -31,6 +31,7 @@ from conversation_store import (
     MessageNotFound,
     NewConversation,
     Outcome,
+    RemovalCondition,
     RequestConflict,
     Retry,
     Status,
@@ -708,7 +709,7 @@ async def test_a_user_is_not_erased_again(lossy: Lossy, between: Any) -> None:
     uow = lossy.uow()
     with pytest.raises(CommitOutcomeUnknown) as caught:
         async with uow:
-            uow.conversations.erase_user("u")
+            uow.conversations.remove_some(RemovalCondition(user_id="u"))
             uow.conversations.add(NewConversation(user_id="u", session_id="new"), turn(1))
     assert caught.value.tried == ()
     assert uow.outcome is Outcome.UNKNOWN
@@ -798,7 +799,7 @@ async def test_a_status_alone_cannot_be_told(lossy: Lossy) -> None:
 
 async def erase_and_start(uow: AsyncUnitOfWork, _: int) -> None:
     """Start anew for a user that is forgotten."""
-    await uow.conversations.erase_user("u")
+    await uow.conversations.remove_some(RemovalCondition(user_id="u"))
     await uow.conversations.add(NewConversation(user_id="u", session_id="new"), turn(1))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from attrs import frozen
@@ -93,8 +94,15 @@ versions = st.none() | mostly(
 )
 positions = mostly(st.integers(-1, 9), *BAD_NUMBERS, 2**63 - 1)
 limits = mostly(st.integers(1, 4) | st.just(1000), 0, -1, 1001, True, "7", 10**15)
+times = mostly(
+    st.sampled_from((datetime(2010, 1, 1, tzinfo=UTC), datetime(2095, 1, 1, tzinfo=UTC))),
+    datetime(2010, 1, 1),  # noqa: DTZ001 - it lacks its time zone
+    "2010-01-01",
+)
+"""Times between which conversations were active: some were before all of them, some are after."""
 statuses = mostly(st.sampled_from((None, None, "active", "closed", "archived")), "open", 3)
 cursors = st.none() | mostly(st.builds(NextCursor, st.integers(0, 9)), "", "AAAA", "ü", 5)
+places = st.none() | mostly(st.sampled_from(("0", "s-1")), "", "ü", 2**63, 7)
 request_ids = st.none() | mostly(st.sampled_from(("r-1", "r-2")), *BAD_NAMES)
 duplicates = mostly(st.sampled_from(("error", "skip")), "replace")
 

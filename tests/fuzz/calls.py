@@ -9,7 +9,12 @@ from attrs import frozen
 from hypothesis import strategies as st
 
 import conversation_store
-from conversation_store import ConversationChanges, NewConversation, Status
+from conversation_store import (
+    ConversationChanges,
+    NewConversation,
+    RemovalCondition,
+    Status,
+)
 from conversation_store.domain.record import check_record
 
 from . import arguments as of
@@ -27,6 +32,7 @@ _ONE: Final = {"conversation_id": of.chats}
 _MESSAGE: Final = {"message_id": of.said}
 _EXPECTED: Final = {"expected_version": of.versions}
 _OWNER: Final = {"user_id": of.user_ids}
+_CONDITION: Final = {"inactive_since": of.times, "status": of.statuses}
 
 SERVICES: Final[Mapping[str, Strategy]] = {
     name: st.fixed_dictionaries(required, optional=optional)
@@ -40,6 +46,11 @@ SERVICES: Final[Mapping[str, Strategy]] = {
         ("archive_conversation", _ONE, _EXPECTED),
         ("delete_conversation", _ONE, {}),
         ("erase_user", _OWNER, {}),
+        (
+            "purge_conversations",
+            {"inactive_since": of.times},
+            {"status": of.statuses, **_OWNER, "dry_run": st.booleans()},
+        ),
         ("get_conversation", _ONE, {}),
         ("find_conversation", _NEW, {}),
         (
@@ -75,7 +86,9 @@ METHODS: Final[Mapping[str, Strategy]] = {
         ("conversations.update", {**_ONE, **of.details}, _EXPECTED),
         ("conversations.set_status", {**_ONE, **_STATUS}, _EXPECTED),
         ("conversations.remove", _ONE, {}),
-        ("conversations.erase_user", _OWNER, {}),
+        ("conversations.remove_part", _ONE, _CONDITION),
+        ("conversations.remove_some", _OWNER, {**_CONDITION, "after": of.places}),
+        ("conversations.find_removable", _OWNER, {**_CONDITION, "after": of.places}),
         (
             "conversations.add_imported",
             {
@@ -104,16 +117,20 @@ READS: Final = frozenset(
         *("latest_messages", "messages_after", "export_conversations"),
         *("conversations.get", "conversations.find", "conversations.list_page"),
         *("conversations.export", "messages.get", "messages.latest", "messages.after"),
+        "conversations.find_removable",
     }
 )
 REGISTERED: Final = frozenset(
     {
         *("conversations.add", "conversations.get_or_add", "conversations.update"),
-        *("conversations.set_status", "conversations.remove", "conversations.erase_user"),
-        *("messages.append", "messages.redact"),
+        *("conversations.set_status", "conversations.remove", "conversations.remove_part"),
+        *("conversations.remove_some", "messages.append", "messages.redact"),
     }
 )
 """Writes that are registered and wait to be sent."""
+
+MANY: Final = frozenset({"erase_user", "purge_conversations", "conversations.remove_some"})
+"""Writes that may meet others at any conversation that a user has, or that anybody has."""
 
 IMPORTS: Final = frozenset({"import_conversations", "conversations.add_imported"})
 
@@ -131,8 +148,8 @@ class Call:
             return set()
         owner = self.arguments.get("user_id")
         owner = scope if owner is None else owner
-        if self.name.endswith("erase_user"):
-            return {home for home in names.homes.values() if home[0] == owner}
+        if self.name in MANY:
+            return {home for home in names.homes.values() if owner in (None, home[0])}
         homes: set[Home] = {
             (record["user_id"], record["session_id"])
             for record in self.arguments.get("records", ())
@@ -193,6 +210,12 @@ def _of_method(method: str, values: dict[str, Any]) -> list[Any]:
         values.clear()
         values["request_id"] = request_id
         return [new, drafts]
+    if method in ("remove_part", "remove_some", "find_removable"):
+        place = [values.pop(key) for key in ("conversation_id", "after") if key in values]
+        is_conditional = method != "remove_part" or bool(values)
+        condition = [RemovalCondition(**values)] if is_conditional else []
+        values.clear()
+        return [*place, *condition] if method == "remove_part" else [*condition, *place]
     if method == "update":
         chat = values.pop("conversation_id")
         expected = values.pop("expected_version", None)

@@ -29,8 +29,9 @@ OFTEN: Final = 6
 """Of so many calls one is made although it will be misuse."""
 TIMES: Final = {
     **dict.fromkeys(("append_messages", "messages.append", "conversations.set_status"), 8),
-    **dict.fromkeys(("delete_conversation", "erase_user"), 1),
-    **dict.fromkeys(("conversations.remove", "conversations.erase_user"), 1),
+    **dict.fromkeys(("delete_conversation", "erase_user", "purge_conversations"), 1),
+    **dict.fromkeys(("conversations.remove", "conversations.remove_part"), 1),
+    "conversations.remove_some": 1,
 }
 """How often some calls are made, where others are made three times."""
 HOMES: Final = (("ada", "s-1"), ("ada", "s-2"), ("bob", "s-1"))

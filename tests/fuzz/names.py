@@ -22,6 +22,7 @@ from conversation_store import (
     ErasureReceipt,
     ImportReceipt,
     Message,
+    RemovedBatch,
 )
 
 MISSING: Final = 4_000_000_000_000
@@ -59,8 +60,8 @@ class Names:
             return ["page", self.told(value.conversations), self._cursor(value.next_cursor)]
         if isinstance(value, ConversationStoreError):
             return self._error(value)
-        if isinstance(value, ImportReceipt | ErasureReceipt):
-            return repr(value)
+        if isinstance(value, ImportReceipt | ErasureReceipt | RemovedBatch):
+            return self._receipt(value)
         if isinstance(value, BaseException):
             # Of errors that are not the store's, the type is what a caller may rely on.
             return [type(value).__name__]
@@ -113,6 +114,18 @@ class Names:
             "values": (shown.rescue_id, shown.intent_type, shown.source),
             "metadata": repr(shown.metadata),
         }
+
+    def _receipt(self, shown: ImportReceipt | ErasureReceipt | RemovedBatch) -> Any:
+        if isinstance(shown, ImportReceipt):
+            return repr(shown)
+        if isinstance(shown, ErasureReceipt):
+            return ["erased", shown.conversations, shown.messages]
+
+        def named(went: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+            return [(self._number(self.conversations, its_id), count) for its_id, count in went]
+
+        left = [self._number(self.conversations, its_id) for its_id in shown.left]
+        return ["batch", named(shown.removed), named(shown.trimmed), left, shown.next_place]
 
     def _message(self, shown: Message) -> Any:
         chat = self._number(self.conversations, shown.conversation_id)

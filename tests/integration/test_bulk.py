@@ -28,6 +28,7 @@ from conversation_store import (
     StoreUnavailable,
     TransactionAborted,
     append_messages,
+    erase_user,
     export_conversations,
     find_conversation,
     import_conversations,
@@ -455,8 +456,7 @@ async def test_memory_does_not_grow_with_the_stream(
         await import_conversations(postgres.unit_of_work(), records=given)
     few, many = [await peak_of_export(postgres, user) for user in ("few", "many")]
     assert many < 1.2 * few
-    async with postgres.unit_of_work() as uow:
-        uow.conversations.erase_user("u")
+    await erase_user(postgres.unit_of_work(), user_id="u")
     large = await peak_of_import(postgres, 2000)
     assert large < 1.2 * small
 

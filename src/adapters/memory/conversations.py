@@ -25,13 +25,15 @@ from ...domain.imported import ImportedConversation
 from ...domain.json_object import load_optional
 from ...domain.message import Message, MessageDraft
 from ...domain.page import ConversationCursor
-from ...domain.receipt import ErasureReceipt, ImportReceipt
+from ...domain.receipt import ImportReceipt
+from ...domain.removal import RemovalCondition, RemovedBatch
 from ...domain.repository import ConversationRepository, OnDuplicate
 from ...domain.unit import Unit
 from .bulk import take_sessions
 from .change import Change
 from .database import Request, Stored, View
 from .export import SnapshotRecords
+from .removal import find_removable, remove_part, remove_some
 from .verdicts import NO_CHANGE, Verdict, is_seen, lock_and_judge, stale
 
 
@@ -223,28 +225,25 @@ class InMemoryConversationRepository(ConversationRepository):
     def _remove(self, conversation_id: int) -> Change[None]:
         async def apply(_: Sequence[int]) -> None:
             stored = self._view.find(conversation_id)
-            if stored is not None and is_seen(self._unit.user_id, stored.conversation):
-                await self._drop(conversation_id)
+            if stored is None or not is_seen(self._unit.user_id, stored.conversation):
+                return
+            stored = await self._view.lock(conversation_id)
+            if stored is not None:
+                self._view.drop(stored)
 
         return Change(apply)
 
-    async def _drop(self, conversation_id: int) -> Stored | None:
-        stored = await self._view.lock(conversation_id)
-        if stored is not None:
-            self._view.drop(stored)
-        return stored
+    def _remove_part(
+        self, conversation_id: int, only: RemovalCondition | None
+    ) -> Change[RemovedBatch]:
+        condition = only or RemovalCondition(user_id=self._unit.user_id)
+        return Change(lambda _: remove_part(self._view, conversation_id, condition))
 
-    def _erase_user(self, user_id: str) -> Change[ErasureReceipt]:
-        async def apply(_: Sequence[int]) -> ErasureReceipt:
-            seen = [stored.conversation.id for stored in self._view.all_of(user_id)]
-            dropped = [await self._drop(conversation_id) for conversation_id in sorted(seen)]
-            gone = [stored.conversation for stored in dropped if stored is not None]
-            return ErasureReceipt(
-                conversations=len(gone),
-                messages=sum(conversation.message_count for conversation in gone),
-            )
+    def _remove_some(self, only: RemovalCondition, after: str | None) -> Change[RemovedBatch]:
+        return Change(lambda _: remove_some(self._view, only, after))
 
-        return Change(apply)
+    async def _find_removable(self, only: RemovalCondition, after: str | None) -> RemovedBatch:
+        return find_removable(self._view, only, after)
 
     async def _add_imported(
         self, batch: Sequence[ImportedConversation], on_duplicate: OnDuplicate

@@ -151,6 +151,9 @@ class Database:
             before = self.conversations.pop(conversation_id, None)
             if before is not None and stored is None:
                 self._forget(before)
+            elif before is not None and stored is not None:
+                for message in before.messages[stored.conversation.message_count :]:
+                    self.message_places.pop(message.id, None)
             if stored is not None:
                 self.conversations[conversation_id] = stored
                 owner = stored.conversation.user_id
@@ -228,6 +231,11 @@ class View:
         if await self.database.locks.acquire(key, self._holder):
             (layer.inherited if for_request else layer.locks).append(key)
         return self.find(conversation_id)
+
+    def may_lock(self, conversation_id: int) -> bool:
+        """Whether a conversation can be locked without waiting."""
+        owner = self.database.locks.owner(("conversation", conversation_id))
+        return owner in (None, self._holder)
 
     async def lock_session(self, session: Session, *, for_request: bool = False) -> Stored | None:
         """Wait for the right to start a session; return its conversation if there is one.

@@ -21,7 +21,8 @@ from ...domain.imported import ImportedConversation
 from ...domain.json_object import dump_optional
 from ...domain.message import Message
 from ...domain.page import ConversationCursor
-from ...domain.receipt import ErasureReceipt, ImportReceipt
+from ...domain.receipt import ImportReceipt
+from ...domain.removal import RemovalCondition, RemovedBatch
 from ...domain.repository import ConversationRepository, OnDuplicate
 from .bulk import store_batch
 from .export import RecordStream
@@ -34,6 +35,7 @@ from .parameters import (
     integer_text,
     status_array,
 )
+from .removal import finding, removing_part, removing_some, to_batch
 from .rows import CONVERSATION_COLUMNS, Row, are_stored, to_conversations, to_messages, utc
 from .statement import SHORT, Look, Parameters, Statement
 from .texts import Texts
@@ -203,12 +205,17 @@ class PsycopgConversationRepository(ConversationRepository):
             look=lambda: Look(self._texts.get, lambda _ids, _rows: [None]),
         )
 
-    def _erase_user(self, user_id: str) -> Statement[ErasureReceipt]:
-        return Statement(
-            self._texts.erase_user,
-            lambda _: {"owner": user_id},
-            lambda _, rows: ErasureReceipt(conversations=rows[0][0], messages=rows[0][1]),
-        )
+    def _remove_part(
+        self, conversation_id: int, only: RemovalCondition | None
+    ) -> Statement[RemovedBatch]:
+        condition = only or RemovalCondition(user_id=self._unit.user_id)
+        return removing_part(self._texts, conversation_id, condition, is_repeatable=only is None)
+
+    def _remove_some(self, only: RemovalCondition, after: str | None) -> Statement[RemovedBatch]:
+        return removing_some(self._texts, only, after)
+
+    async def _find_removable(self, only: RemovalCondition, after: str | None) -> RemovedBatch:
+        return to_batch(await self._unit.fetch(*finding(self._texts, only, after)))
 
     async def _add_imported(
         self, batch: Sequence[ImportedConversation], on_duplicate: OnDuplicate

@@ -340,16 +340,6 @@ WHERE CASE WHEN done.id IS NOT NULL THEN true ELSE (SELECT {{refuse}}(
 
 REMOVE: Final[LiteralString] = f"DELETE FROM {{conversations}} WHERE {IS_ADDRESSED}"
 
-# Locked in the order of ids: two that erase the same user do not wait for each other in a circle.
-ERASE_USER: Final[LiteralString] = """
-WITH seen AS MATERIALIZED (
-    SELECT id FROM {conversations} WHERE user_id = %(owner)s ORDER BY id FOR UPDATE
-), gone AS (
-    DELETE FROM {conversations} WHERE id = ANY(ARRAY(SELECT id FROM seen)) RETURNING message_count
-)
-SELECT count(*), coalesce(sum(message_count), 0)::bigint FROM gone
-"""
-
 # The sessions of a batch that exist already, or one row without any.
 LOOK_UP: Final[LiteralString] = """
 SELECT clock.time AT TIME ZONE 'UTC', found.user_id, found.session_id

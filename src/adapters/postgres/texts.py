@@ -7,7 +7,7 @@ from typing import Final
 
 from psycopg.sql import Identifier, Literal
 
-from . import row_security, sql, sql_reads
+from . import row_security, sql, sql_reads, sql_removal
 
 _PLACE: Final = re.compile(r"\{(\w+)\}")
 
@@ -50,7 +50,12 @@ class Texts:
         self.set_status = compose(sql.SET_STATUS)
         self.update = compose(sql.UPDATE)
         self.remove = compose(sql.REMOVE)
-        self.erase_user = compose(sql.ERASE_USER)
+        self.remove_part = compose(sql_removal.REMOVE_PART)
+        self.remove_some = compose(sql_removal.REMOVE_SOME)
+        self.remove_some_of_user = compose(sql_removal.REMOVE_SOME_OF_USER)
+        self.find_removable = compose(sql_removal.FIND_REMOVABLE)
+        self.find_removable_of_user = compose(sql_removal.FIND_REMOVABLE_OF_USER)
+        self.look_for_rest = compose(sql_removal.LOOK_FOR_REST)
         self.look_up = compose(sql.LOOK_UP)
         # A text without parameters is sent as it is.
         self.copy_conversations = compose(sql.COPY_CONVERSATIONS).replace(b"%%", b"%")

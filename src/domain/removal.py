@@ -1,0 +1,110 @@
+"""Removal: which conversations are to go for good, and what went so far.
+
+Everything is removed in batches of a bounded size, so that no lock is held for long. What is left
+of a conversation between two batches is a history without a gap, from position 1 on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from attrs import Attribute, field, frozen
+
+from .conversation import Conversation, Status, to_status
+from .errors import InvalidConversation
+from .receipt import ErasureReceipt, digest_of
+from .text import check_name
+
+BATCH_MESSAGES: Final = 2_000
+"""Most messages that one batch removes."""
+BATCH_CONVERSATIONS: Final = 500
+"""Most conversations that one batch removes."""
+BATCH_LOOKED_AT: Final = 10_000
+"""Most conversations that one batch looks at to find those that are to go."""
+
+
+def _to_status(value: str | None) -> Status | None:
+    return None if value is None else to_status(value)
+
+
+def _check_user_id(_: object, __: Attribute[Any], value: str | None) -> None:
+    if value is not None:
+        check_name(value, "user_id", InvalidConversation)
+
+
+def check_time(value: object) -> datetime:
+    """Return `value` if it is a datetime with a time zone; raise InvalidConversation if not."""
+    if not isinstance(value, datetime):
+        reason = f"must be a datetime, not {type(value).__name__}"
+        raise InvalidConversation(field="inactive_since", reason=reason)
+    if value.utcoffset() is None:
+        reason = "must say its time zone: datetime.now(UTC) does, datetime.now() does not"
+        raise InvalidConversation(field="inactive_since", reason=reason)
+    return value
+
+
+def _check_time(_: object, __: Attribute[Any], value: datetime | None) -> None:
+    if value is not None:
+        check_time(value)
+
+
+@frozen(kw_only=True)
+class RemovalCondition:
+    """Which conversations are to be removed: those that meet all that is given."""
+
+    user_id: str | None = field(default=None, validator=_check_user_id)
+    """Whose; None: everybody's, as far as the unit of work sees them."""
+    inactive_since: datetime | None = field(default=None, validator=_check_time)
+    """Only those whose last_activity lies before this time."""
+    status: Status | None = field(default=None, converter=_to_status)
+    """Only those of this status."""
+
+    def is_met_by(self, conversation: Conversation) -> bool:
+        """Whether a conversation, as it is now, is to be removed."""
+        return (
+            self.user_id in (None, conversation.user_id)
+            and (self.inactive_since is None or conversation.last_activity < self.inactive_since)
+            and self.status in (None, conversation.status)
+        )
+
+
+@frozen(kw_only=True)
+class RemovedBatch:
+    """What one batch removed, or, where nothing was to be removed, what it found."""
+
+    removed: Sequence[tuple[int, int]]
+    """Conversations that are gone: their ids, and how many messages went with each."""
+    trimmed: Sequence[tuple[int, int]] = ()
+    """Conversations that lost their newest messages and are still there: ids and numbers."""
+    left: Sequence[int] = ()
+    """Conversations to be removed one by one: too long for a batch, or held by others."""
+    next_place: str | None = None
+    """Where the next batch goes on; None: there is nothing behind this one."""
+    started_at: datetime
+    finished_at: datetime
+
+    def receipt(self) -> ErasureReceipt:
+        """Return what this batch adds to the receipt."""
+        return ErasureReceipt(
+            conversations=len(self.removed),
+            messages=sum(messages for _, messages in (*self.removed, *self.trimmed)),
+            started_at=self.started_at,
+            finished_at=self.finished_at,
+            digest=digest_of(self.removed, self.trimmed),
+        )
+
+
+def fitting(counts: Sequence[int]) -> int:
+    """Return how many conversations, of these lengths, fit into one batch, from the first on.
+
+    One that is longer than a batch goes by: it is removed alone.
+    """
+    messages = number = 0
+    for count in counts[:BATCH_CONVERSATIONS]:
+        messages += count if count <= BATCH_MESSAGES else 0
+        if messages > BATCH_MESSAGES:
+            break
+        number += 1
+    return number
