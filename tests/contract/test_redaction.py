@@ -13,6 +13,7 @@ from store_fixtures import draft, turn
 from conversation_store import (
     Conversation,
     ConversationStore,
+    ErasureReceipt,
     InvalidMessage,
     Message,
     MessageNotFound,
@@ -460,7 +461,7 @@ async def test_while_its_conversation_is_deleted(shared_store: ConversationStore
             assert isinstance(end, MessageNotFound) or (
                 isinstance(end, Message) and end.is_redacted
             )
-        assert ends[-1] is None
+        assert isinstance(ends[-1], ErasureReceipt)
     page = await list_conversations(shared_store.unit_of_work(), user_id="u")
     assert page.conversations == []
 

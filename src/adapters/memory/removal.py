@@ -57,7 +57,7 @@ def _without_end(stored: Stored, ending: int) -> Stored:
     requests = {
         request_id: request
         for request_id, request in stored.requests.items()
-        if request[1] <= count
+        if request.position <= count
     }
     return Stored(after, stored.messages[:count], requests)
 
