@@ -17,7 +17,7 @@ import psycopg
 import pytest
 from psycopg import sql
 from psycopg.types.numeric import Int8
-from store_fixtures import turn
+from store_fixtures import APPLICATION, ROLES, as_role, create_roles, turn
 
 from conversation_store import (
     AsyncUnitOfWork,
@@ -88,7 +88,10 @@ def seeded(dsn: str) -> Iterator[str]:
     drop = sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(SCHEMA))
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute(drop)
-        connection.execute(ConversationStore.migration_sql(schema=SCHEMA).encode())
+        create_roles(dsn)
+        # The policies do not bind the superuser, who explains the plans without them.
+        migrations = ConversationStore.migration_sql(schema=SCHEMA, row_security=True, **ROLES)
+        connection.execute(migrations.encode())
         connection.execute(SEED.format(schema=SCHEMA).encode())
         for table in sorted(TABLES):
             connection.execute(f"VACUUM (ANALYZE) {SCHEMA}.{table}".encode())
@@ -128,11 +131,20 @@ class Explain:
         """Return the plan, carried out and then undone."""
         return await self.plan_of(await self.command(call, user_id), planning)
 
-    async def plan_of(self, command: Command, planning: Planning) -> Plan:
-        """Return the plan of a statement, carried out and then undone."""
+    async def plan_of(
+        self, command: Command, planning: Planning, secured: str | None = None
+    ) -> Plan:
+        """Return the plan of a statement, carried out and then undone.
+
+        As the application, under row security for the user that is `secured`; else as the owner.
+        """
         assert command.parameters is not None
-        connection = await psycopg.AsyncConnection.connect(self.dsn)
+        dsn = as_role(self.dsn, APPLICATION) if secured else self.dsn
+        connection = await psycopg.AsyncConnection.connect(dsn)
         async with connection:
+            if secured:
+                setting = "SELECT set_config('conversation_store.user_id', %s, true)"
+                await connection.execute(setting, [secured])
             if planning == "custom":
                 text, parameters = command.text, command.parameters
             else:
@@ -383,7 +395,8 @@ async def test_list_conversations_of_a_rare_status(explain: Explain, planning: P
 
 
 @scopes
-async def test_export(explain: Explain, user_id: str | None) -> None:
+@pytest.mark.parametrize("secured", [False, True], ids=["", "row security"])
+async def test_export(explain: Explain, user_id: str | None, *, secured: bool) -> None:
     """An export walks two indexes in their order: its first chunk costs what is in it."""
 
     async def call(uow: AsyncUnitOfWork) -> None:
@@ -391,17 +404,21 @@ async def test_export(explain: Explain, user_id: str | None) -> None:
             pass
 
     command = await explain.command(call, user_id)
-    async with await psycopg.AsyncConnection.connect(explain.dsn) as connection:
+    dsn = as_role(explain.dsn, APPLICATION) if secured else explain.dsn
+    async with await psycopg.AsyncConnection.connect(dsn) as connection:
+        await connection.execute("SELECT set_config('conversation_store.user_id', 'u-0', true)")
         cursor = connection.cursor()
         await cursor.execute(b"EXPLAIN (FORMAT JSON) " + command.text, command.parameters)
         [[explained]] = await cursor.fetchall()
         plan = explained[0]["Plan"]
         found = [(node["Node Type"], node.get("Relation Name")) for node in nodes(plan)]
-        assert found == [
+        look = [("Index Scan", "ai_conversations")] if secured else []
+        assert [node for node in found if node != ("Result", None)] == [
             ("Incremental Sort", None),
             ("Nested Loop", None),
             ("Index Scan", "ai_conversations"),
             ("Index Scan", "ai_messages"),
+            *look,
         ]
         assert plan["Presorted Key"][-1] == "c.session_id"
         await connection.rollback()
@@ -610,3 +627,105 @@ async def test_import(explain: Explain, planning: Planning, on_duplicate: Any) -
         await import_conversations(uow, records=records, on_duplicate=on_duplicate)
 
     check(await explain(call, planning), rows=20, buffers=20 * 6)
+
+
+# Under row security -----------------------------------------------------------------------------
+
+
+SECURED: dict[str, tuple[Call, int, int]] = {
+    "latest": (lambda u: latest_messages(u, conversation_id=LONG, limit=PAGE), PAGE, 30),
+    "latest, before": (
+        lambda u: latest_messages(u, conversation_id=LONG, limit=PAGE, before=50_000),
+        PAGE,
+        30,
+    ),
+    "after": (
+        lambda u: messages_after(u, conversation_id=LONG, position=50_000, limit=PAGE),
+        PAGE,
+        30,
+    ),
+    "get_message": (lambda u: get_message(u, message_id=1_050_000), 1, 20),
+    "get": (lambda u: get_conversation(u, conversation_id=SHORT), 0, 12),
+    "find": (lambda u: find_conversation(u, user_id="u-0", session_id="s-7919"), 0, 12),
+    "list": (lambda u: list_conversations(u, user_id="u-0", limit=PAGE), 0, 100),
+    "list, of a status": (
+        lambda u: list_conversations(u, user_id="u-0", status="active", limit=PAGE),
+        0,
+        110,
+    ),
+    "append": (lambda u: append_messages(u, conversation_id=LONG, drafts=turn(1)), 2, 130),
+    "append a request": (
+        lambda u: append_messages(u, conversation_id=LONG, drafts=turn(1), request_id="new"),
+        2,
+        140,
+    ),
+    "start": (
+        lambda u: start_conversation(u, user_id="u-0", session_id="new", drafts=turn(1)),
+        2,
+        100,
+    ),
+    "get or start": (
+        lambda u: get_or_start_conversation(u, user_id="u-0", session_id="new", drafts=turn(1)),
+        2,
+        100,
+    ),
+    "update": (lambda u: update_conversation(u, conversation_id=LONG, rescue_id="r"), 0, 60),
+    "close": (lambda u: close_conversation(u, conversation_id=LONG), 0, 60),
+}
+"""Calls, how many messages they meet, and how many buffers they cost without policies."""
+
+
+@plannings
+@pytest.mark.parametrize("name", SECURED)
+async def test_under_row_security(explain: Explain, planning: Planning, name: str) -> None:
+    """The same indexes serve, and each message that is met costs a look at its conversation."""
+    call, messages, buffers = SECURED[name]
+    command = await explain.command(call, "u-0")
+    plan = await explain.plan_of(command, planning, secured="u-0")
+    rows = PAGE + 1 if name.startswith("list") else 2
+    check(plan, rows=2 * messages + rows, buffers=buffers + 4 * messages)
+
+
+@plannings
+@pytest.mark.parametrize("start", [None, start_conversation, get_or_start_conversation])
+async def test_what_is_repeated_under_row_security(
+    explain: Explain, planning: Planning, start: Any
+) -> None:
+    """The answer to a request costs its own messages, whatever was said since."""
+    drafts, uow = turn(1), explain.store.unit_of_work()
+    conversation, _ = await start_conversation(
+        uow, user_id="u-0", session_id="repeated", drafts=drafts, request_id="again"
+    )
+
+    async def call(uow: AsyncUnitOfWork) -> None:
+        if start is None:
+            await append_messages(
+                uow, conversation_id=conversation.id, drafts=drafts, request_id="again"
+            )
+        else:
+            await start(
+                uow, user_id="u-0", session_id="repeated", drafts=drafts, request_id="again"
+            )
+
+    try:
+        await append_messages(uow, conversation_id=conversation.id, drafts=turn(2) * 500)
+        plan = await explain.plan_of(await explain.command(call, "u-0"), planning, secured="u-0")
+    finally:
+        await delete_conversation(uow, conversation_id=conversation.id)
+    check(plan, rows=12, buffers=90)
+
+
+@plannings
+async def test_a_look_under_row_security(explain: Explain, planning: Planning) -> None:
+    """To find a request whose answer was lost costs its own messages, too."""
+    parameters = {
+        "conversation_id": Int8(LONG),
+        "request_id": "r-100",
+        "digest": "\\x00",
+        "ids": "{1}",
+        "count": Int8(2),
+    }
+    command = Command(Texts(SCHEMA).look_for_request, parameters)
+    plan = await explain.plan_of(command, planning, secured="u-0")
+    assert plan["Actual Rows"] == 2
+    check(plan, rows=10, buffers=60)

@@ -216,11 +216,12 @@ SELECT turn, base, time AT TIME ZONE 'UTC' FROM taken
 
 # The verdict comes from the snapshot that looked for the request: a version that moved since then
 # may have moved by this very request, so that is contested, and the statement is sent again.
+# A sum may fail, so policies come before it: it is made beforehand, for the index to end there.
 APPEND_REQUEST: Final[LiteralString] = f"""
 WITH now AS MATERIALIZED (
     SELECT id, status, version FROM {{conversations}} WHERE {IS_ADDRESSED}
 ), prior AS MATERIALIZED (
-    SELECT m.position,
+    SELECT m.position, m.position + %(count)s AS beyond,
         substr(m.request_digest, 1, length(%(digest)s::bytea)) = %(digest)s::bytea AS is_same
     FROM now JOIN {{messages}} AS m ON m.conversation_id = now.id
     WHERE m.request_id = %(request_id)s AND m.request_digest IS NOT NULL
@@ -246,7 +247,7 @@ SELECT position, id, timestamp AT TIME ZONE 'UTC' FROM added
 UNION ALL
 SELECT m.position, m.id, m.timestamp AT TIME ZONE 'UTC'
 FROM logged, prior JOIN {{messages}} AS m ON m.conversation_id = %(conversation_id)s
-    AND m.position >= prior.position AND m.position < prior.position + %(count)s
+    AND m.position >= prior.position AND m.position < prior.beyond
 UNION ALL
 SELECT NULL, NULL, NULL
 FROM (VALUES (1)) AS one LEFT JOIN done ON true LEFT JOIN prior ON true LEFT JOIN now ON true

@@ -106,12 +106,15 @@ ORDER BY m.position
 
 # Of a turn that was redacted only its ids say that it is the same.
 LOOK_FOR_REQUEST: Final[LiteralString] = f"""
+WITH prior AS MATERIALIZED (
+    SELECT c.id, m.position, m.position + %(count)s AS beyond
+    FROM {_LOCKED} LEFT JOIN {{messages}} AS m ON m.conversation_id = c.id
+        AND m.request_id = %(request_id)s AND m.request_digest IS NOT NULL
+        AND (substr(m.request_digest, 1, length(%(digest)s::bytea)) = %(digest)s::bytea
+            OR m.id = (%(ids)s::bigint[])[1])
+)
 SELECT m.position, m.id, m.timestamp AT TIME ZONE 'UTC'
-FROM {_LOCKED} LEFT JOIN {{messages}} AS prior ON prior.conversation_id = c.id
-    AND prior.request_id = %(request_id)s AND prior.request_digest IS NOT NULL
-    AND (substr(prior.request_digest, 1, length(%(digest)s::bytea)) = %(digest)s::bytea
-        OR prior.id = (%(ids)s::bigint[])[1])
-LEFT JOIN {{messages}} AS m ON m.conversation_id = prior.conversation_id
-    AND m.position >= prior.position AND m.position < prior.position + %(count)s
+FROM prior LEFT JOIN {{messages}} AS m ON m.conversation_id = prior.id
+    AND m.position >= prior.position AND m.position < prior.beyond
 ORDER BY m.position
 """
