@@ -671,6 +671,9 @@ SECURED: dict[str, tuple[Call, int, int]] = {
     ),
     "update": (lambda u: update_conversation(u, conversation_id=LONG, rescue_id="r"), 0, 60),
     "close": (lambda u: close_conversation(u, conversation_id=LONG), 0, 60),
+    "redact_message": (lambda u: redact_message(u, message_id=1_050_000), 5, 80),
+    "delete": (lambda u: delete_conversation(u, conversation_id=SHORT), 0, 60),
+    "delete a long one": (lambda u: delete_conversation(u, conversation_id=LONG), 2000, 6000),
 }
 """Calls, how many messages they meet, and how many buffers they cost without policies."""
 
@@ -682,7 +685,7 @@ async def test_under_row_security(explain: Explain, planning: Planning, name: st
     call, messages, buffers = SECURED[name]
     command = await explain.command(call, "u-0")
     plan = await explain.plan_of(command, planning, secured="u-0")
-    rows = PAGE + 1 if name.startswith("list") else 2
+    rows = PAGE + 1 if name.startswith("list") else 3
     check(plan, rows=2 * messages + rows, buffers=buffers + 4 * messages)
 
 
