@@ -8,7 +8,14 @@ from typing import Any
 
 import psycopg
 import pytest
-from store_fixtures import APPLICATION, AWKWARD_SCHEMA, open_store, open_store_as
+from store_fixtures import (
+    APPLICATION,
+    AWKWARD_SCHEMA,
+    MAINTENANCE,
+    as_role,
+    open_store,
+    open_store_as,
+)
 
 from conversation_store import AsyncUnitOfWork, ConversationStore
 
@@ -54,7 +61,36 @@ async def _pooled(kind: str, dsn: str, migrated: set[str]) -> AsyncIterator[Conv
         yield store
 
 
-@pytest.fixture(params=["memory", *POSTGRES, "lent_connection"])
+class SecuredStore:
+    """A store with row security, and one of the maintenance role for units of everybody."""
+
+    def __init__(self, store: ConversationStore, maintenance: ConversationStore) -> None:
+        self._store = store
+        self._maintenance = maintenance
+
+    def unit_of_work(
+        self, *, user_id: str | None = None, timeout: float | None = None
+    ) -> AsyncUnitOfWork:
+        """Return a unit of work of the store that can have it."""
+        store = self._maintenance if user_id is None else self._store
+        return store.unit_of_work(user_id=user_id, timeout=timeout)
+
+
+@asynccontextmanager
+async def _secured(dsn: str, migrated: set[str]) -> AsyncIterator[SecuredStore]:
+    schema, options = "secured contract", {"policies": True, "row_security": True}
+    async with (
+        open_store_as(APPLICATION, dsn, schema, migrated, **options) as store,
+        ConversationStore.connect(as_role(dsn, MAINTENANCE), schema=schema, min_size=1) as whole,
+    ):
+        yield SecuredStore(store, whole)
+
+
+KINDS = ["memory", *POSTGRES, "lent_connection"]
+"""The kinds of store that all of the contract is proven on; that of scopes also on "secured"."""
+
+
+@pytest.fixture(params=KINDS)
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[Any]:
     """Give an empty store of each kind."""
     if request.param == "memory":
@@ -65,6 +101,10 @@ async def store(request: pytest.FixtureRequest) -> AsyncIterator[Any]:
     if request.param == "lent_connection":
         async with _lent(dsn, migrated) as lent:
             yield lent
+        return
+    if request.param == "secured":
+        async with _secured(dsn, migrated) as secured:
+            yield secured
         return
     async with _pooled(request.param, dsn, migrated) as opened:
         yield opened

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from contract.conftest import KINDS
 from store_fixtures import draft, turn
 
 from conversation_store import (
@@ -33,6 +34,8 @@ from conversation_store import (
     start_conversation,
     update_conversation,
 )
+
+pytestmark = pytest.mark.parametrize("store", [*KINDS, "secured"], indirect=True)
 
 
 @pytest.fixture
