@@ -20,11 +20,20 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
-from store_fixtures import AWKWARD_SCHEMA, turn
+from store_fixtures import (
+    APPLICATION,
+    AWKWARD_SCHEMA,
+    MAINTENANCE,
+    ROLES,
+    as_role,
+    create_roles,
+    turn,
+)
 
 from conversation_store import (
     ConversationStore,
     ConversationStoreError,
+    DuplicateSession,
     StoreMisconfigured,
     get_conversation,
     start_conversation,
@@ -442,19 +451,25 @@ async def test_a_refusal_leaves_the_hosts_transaction_usable(
         assert await value(conn, "SELECT count(*) FROM mine") == 0
 
 
+@pytest.mark.parametrize("options", [{}, {"row_security": True, **ROLES}], ids=["plain", "all"])
 @pytest.mark.parametrize("schema", ["operational", AWKWARD_SCHEMA])
 async def test_the_sql_for_the_hosts_tool(
-    dsn: str, database: str, conn: Connection, schema: str
+    dsn: str, database: str, conn: Connection, schema: str, options: dict[str, Any]
 ) -> None:
     """The printed SQL makes what `migrate` makes, and leaves nothing for it to do."""
-    await conn.execute(ConversationStore.migration_sql(schema=schema, id_block=77).encode())
+    create_roles(dsn)
+    values = {"id_block": 77} | options
+    text = ConversationStore.migration_sql(schema=schema, **values)
+    await conn.execute(text.encode())
     printed = await catalog(conn, schema)
-    assert await migrate(database, schema) == []
+    assert await migrate(database, schema, **options) == []
     assert await catalog(conn, schema) == printed
     await conn.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(schema)))
-    assert await migrate(database, schema, id_block=77) == NAMES
+    applied = [*NAMES, "row_security"] if options else NAMES
+    assert await migrate(database, schema, **values) == applied
     assert await catalog(conn, schema) == printed
-    assert {key: len(rows) for key, rows in printed.items() if not rows} == {}
+    nothing = set() if options else {"policies"}
+    assert {key for key, rows in printed.items() if not rows} == nothing
 
 
 async def test_the_sql_for_the_hosts_tool_is_one_transaction(
@@ -481,6 +496,19 @@ CATALOG: dict[str, LiteralString] = {
     "sequences": """SELECT sequencename, data_type, start_value, min_value, max_value,
             increment_by, cycle, cache_size, last_value FROM pg_sequences
         WHERE schemaname = %(schema)s""",
+    "policies": """SELECT tablename, policyname, permissive, roles, cmd, qual, with_check,
+            obj_description(p.oid, 'pg_policy')
+        FROM pg_policies JOIN pg_policy AS p ON polname = policyname
+            AND polrelid = format('%%I.%%I', schemaname, tablename)::regclass
+        WHERE schemaname = %(schema)s""",
+    "privileges": """SELECT relname, relrowsecurity, relforcerowsecurity, relacl::text,
+            (SELECT string_agg(attname || attacl::text, ' ' ORDER BY attnum) FROM pg_attribute
+                WHERE attrelid = c.oid) FROM pg_class AS c
+            WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = %(schema)s)
+        UNION ALL SELECT proname, NULL, NULL, proacl::text, proconfig::text FROM pg_proc
+            WHERE pronamespace = (SELECT oid FROM pg_namespace WHERE nspname = %(schema)s)
+        UNION ALL SELECT NULL, NULL, NULL, nspacl::text, NULL FROM pg_namespace
+            WHERE nspname = %(schema)s""",
     "comments": """SELECT relname, description FROM pg_class JOIN pg_description
             ON objoid = pg_class.oid AND classoid = 'pg_class'::regclass
         WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = %(schema)s)""",
@@ -499,6 +527,278 @@ async def catalog(connection: Connection, schema: str) -> dict[str, list[Any]]:
     )
     found["migrations"] = await cursor.fetchall()
     return found
+
+
+# Row security and roles -------------------------------------------------------------------------
+
+
+NewRole = Callable[..., Awaitable[str]]
+
+
+@pytest.fixture
+async def new_role(dsn: str, database: str) -> AsyncIterator[NewRole]:
+    """Give a way to create roles that are gone after the test."""
+    made: list[sql.Identifier] = []
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+
+        async def create(name: str, options: LiteralString = "LOGIN") -> str:
+            text = sql.SQL("CREATE ROLE {} PASSWORD 'secret' {}")
+            await connection.execute(text.format(sql.Identifier(name), sql.SQL(options)))
+            made.append(sql.Identifier(name))
+            return name
+
+        yield create
+        async with await psycopg.AsyncConnection.connect(database) as inside:
+            for quoted in made:
+                await inside.execute(sql.SQL("DROP OWNED BY {} CASCADE").format(quoted))
+        for quoted in reversed(made):
+            await connection.execute(sql.SQL("DROP ROLE {}").format(quoted))
+
+
+@pytest.fixture
+def roles(dsn: str) -> dict[str, Any]:
+    """Give the roles of the tests, as `migrate` is told them."""
+    create_roles(dsn)
+    return ROLES
+
+
+async def works_as(database: str, role: str) -> bool:
+    """Return whether a role can do what the application does; conversations are new each time."""
+    async with open_store(as_role(database, role)) as store:
+        conversation, _ = await start_conversation(
+            store.unit_of_work(), user_id="u", session_id=role, drafts=turn(1)
+        )
+        with pytest.raises(DuplicateSession):
+            await start_conversation(store.unit_of_work(), user_id="u", session_id=role)
+        uow = store.unit_of_work()
+        return await get_conversation(uow, conversation_id=conversation.id) == conversation
+
+
+async def privileges(connection: Connection) -> Any:
+    """Return what the database says of privileges and policies."""
+    found = await catalog(connection, "operational")
+    return found["privileges"], found["policies"]
+
+
+async def test_roles_are_granted_to_again(
+    database: str, conn: Connection, roles: dict[str, Any]
+) -> None:
+    """Naming the same roles again changes nothing, but takes away what was granted meanwhile."""
+    await migrate(database, **roles)
+    granted = await privileges(conn)
+    assert await migrate(database, **roles) == []
+    assert await privileges(conn) == granted
+    quoted = sql.Identifier(APPLICATION)
+    for text in (
+        "GRANT ALL ON ALL TABLES IN SCHEMA operational TO {}",
+        "GRANT UPDATE (user_id) ON operational.ai_conversations TO {} WITH GRANT OPTION",
+        "GRANT ALL ON SCHEMA operational TO {}",
+        "GRANT ALL ON SEQUENCE operational.ai_ids TO PUBLIC, {}",
+        "GRANT ALL ON ALL TABLES IN SCHEMA operational TO PUBLIC, {}",
+        "GRANT ALL ON ALL FUNCTIONS IN SCHEMA operational TO PUBLIC",
+    ):
+        await conn.execute(sql.SQL(text).format(quoted))
+    assert await privileges(conn) != granted
+    assert await migrate(database, **roles) == []
+    assert await privileges(conn) == granted
+    assert await works_as(database, APPLICATION)
+
+
+async def test_who_was_granted_to_by_hand_goes_on(
+    database: str, conn: Connection, new_role: NewRole
+) -> None:
+    """Where no role is named, nobody loses anything: functions stay everybody's."""
+    role = await new_role("by hand")
+    await migrate(database)
+    for text in (
+        "GRANT USAGE ON SCHEMA operational TO {}",
+        "GRANT SELECT, INSERT, UPDATE, DELETE ON operational.ai_conversations TO {}",
+        "GRANT SELECT, INSERT ON operational.ai_messages TO {}",
+        "GRANT USAGE ON SEQUENCE operational.ai_ids TO {}",
+    ):
+        await conn.execute(sql.SQL(text).format(sql.Identifier(role)))
+    assert await migrate(database, row_security=False) == []
+    assert await works_as(database, role)
+
+
+async def test_many_at_once_with_roles(database: str, roles: dict[str, Any]) -> None:
+    """Who migrates at the same time, roles and row security included, takes turns."""
+    done = await asyncio.gather(
+        *(migrate(database, row_security=True, **roles) for _ in range(8)),
+        *(migrate(database, **roles) for _ in range(4)),
+    )
+    assert sorted(chain.from_iterable(done)) == [*NAMES, "row_security"]
+
+
+@pytest.mark.parametrize("keyword", ROLES)
+async def test_a_role_that_is_missing(
+    database: str, conn: Connection, roles: dict[str, Any], keyword: str
+) -> None:
+    """A role that does not exist is named, with its keyword, and nothing is done."""
+    with pytest.raises(StoreMisconfigured, match=keyword) as caught:
+        await migrate(database, **(roles | {keyword: 'no "such" role'}))
+    assert 'no "such" role' in str(caught.value)
+    assert not await store_is_there(conn)
+
+
+@pytest.mark.parametrize("name", ["", "x" * 64, "public", "none", "a\0b", "\ud800", 5, b"x"])
+async def test_a_role_that_cannot_be(dsn: str, name: Any) -> None:
+    """A name that no role can have is refused before anything is sent, or printed."""
+    for keyword in ROLES:
+        with pytest.raises(StoreMisconfigured, match=keyword):
+            ConversationStore.migration_sql(**{keyword: name})
+    with pytest.raises(StoreMisconfigured, match="read_only_role"):
+        await migrate(dsn, "no_roles", read_only_role=name)
+    async with await psycopg.AsyncConnection.connect(dsn) as connection:
+        assert not await store_is_there(connection, "no_roles")
+
+
+async def test_one_role_for_two_things() -> None:
+    """What the application may do and what who reads may do is not the same role's."""
+    with pytest.raises(StoreMisconfigured, match="application_role, read_only_role"):
+        ConversationStore.migration_sql(application_role="chat", read_only_role="chat")
+
+
+async def test_roles_that_grants_do_not_bind(
+    database: str, conn: Connection, new_role: NewRole
+) -> None:
+    """A superuser, the owner, and their members are refused, and who bypasses row security."""
+    owner = conn.info.user
+    boss = await new_role("boss", "SUPERUSER")
+    free = await new_role("free", "BYPASSRLS")
+    member = await new_role("member")
+    friend = await new_role("friend")
+    await conn.execute(sql.SQL("GRANT {} TO member").format(sql.Identifier(owner)))
+    await conn.execute("GRANT free TO friend")
+    for when in ("before the tables are there", "after"):
+        for keyword in ROLES:
+            for name in (owner, boss, member):
+                with pytest.raises(StoreMisconfigured, match=f"{keyword}.*{name}.*superuser"):
+                    await migrate(database, **{keyword: name})
+        for keyword in ("application_role", "read_only_role"):
+            for name in (free, friend):
+                with pytest.raises(StoreMisconfigured, match=f"{keyword}.*{name}.*NOBYPASSRLS"):
+                    await migrate(database, **{keyword: name})
+        with pytest.raises(StoreMisconfigured, match=r"maintenance_role.*friend.* BYPASSRLS"):
+            await migrate(database, maintenance_role=friend)
+        assert await store_is_there(conn) == (when == "after")
+        assert await migrate(database, maintenance_role=free) == (NAMES if when != "after" else [])
+
+
+async def test_roles_with_awkward_names(database: str, new_role: NewRole) -> None:
+    """A role may have any name that PostgreSQL lets it have."""
+    for name in ('a"b', "Select", "{schema}", "{role}", "100%s", "\\'; --", "ü" * 31, "user"):
+        await migrate(database, application_role=await new_role(name))
+        assert await works_as(database, name)
+
+
+async def test_the_owner_needs_no_attribute(
+    role: str, conn: Connection, roles: dict[str, Any]
+) -> None:
+    """Who owns the schema and migrates can switch on row security and grant; nobody else can."""
+    await conn.execute(
+        sql.SQL("CREATE SCHEMA operational AUTHORIZATION {}").format(sql.Identifier(role_of(role)))
+    )
+    assert await migrate(role, row_security=True, **roles) == [*NAMES, "row_security"]
+    assert await migrate(role, row_security=True, **roles) == []
+    assert await works_as(role, MAINTENANCE)
+    async with await psycopg.AsyncConnection.connect(role) as connection:
+        assert await value(connection, "SELECT count(*) FROM operational.ai_messages") == 0
+
+
+async def test_who_is_not_the_owner_grants_nothing(
+    role: str, conn: Connection, roles: dict[str, Any]
+) -> None:
+    """A GRANT by another is a mere warning of the server's: it is refused instead."""
+    await migrate(conn_dsn(conn), **roles)
+    granted = await privileges(conn)
+    for text in (
+        "GRANT ALL ON SCHEMA operational TO {}",
+        "GRANT ALL ON ALL TABLES IN SCHEMA operational TO {}",
+        "GRANT ALL ON ALL FUNCTIONS IN SCHEMA operational TO {}",
+    ):
+        await conn.execute(sql.SQL(text).format(sql.Identifier(role_of(role))))
+    with pytest.raises(StoreMisconfigured, match="owner") as caught:
+        await migrate(role, **roles)
+    assert caught.value.sqlstate == "42501"
+    with pytest.raises(StoreMisconfigured) as caught:
+        await migrate(role, row_security=True)
+    assert caught.value.sqlstate == "42501"
+    await conn.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(role_of(role))))
+    assert await privileges(conn) == granted
+
+
+def conn_dsn(connection: Connection) -> str:
+    """Return how to connect as that connection does."""
+    return make_conninfo(connection.info.dsn, password=connection.info.password or None)
+
+
+async def test_row_security_is_switched_on_once(database: str, conn: Connection) -> None:
+    """The second time locks nothing, nor does it switch anything off not to ask for it."""
+    assert await migrate(database, row_security=True) == [*NAMES, "row_security"]
+    before = await privileges(conn)
+    async with await psycopg.AsyncConnection.connect(database) as reader:
+        await reader.execute("SELECT FROM operational.ai_messages")
+        await reader.execute("SELECT FROM operational.ai_conversations")
+        async with asyncio.timeout(10):
+            assert await migrate(database, row_security=True) == []
+            assert await migrate(database) == []
+    assert await privileges(conn) == before
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "ALTER TABLE operational.ai_messages DISABLE ROW LEVEL SECURITY",
+        "ALTER TABLE operational.ai_conversations NO FORCE ROW LEVEL SECURITY",
+        "DROP POLICY ai_messages_user ON operational.ai_messages",
+        "COMMENT ON POLICY ai_messages_user ON operational.ai_messages IS 'an earlier form'",
+    ],
+)
+async def test_row_security_in_another_form(
+    database: str, conn: Connection, statement: LiteralString
+) -> None:
+    """Where it is not on in this form, on both tables, it is brought to it."""
+    await migrate(database, row_security=True)
+    before = await privileges(conn)
+    await conn.execute(statement)
+    assert await migrate(database) == []
+    assert await migrate(database, row_security=True) == ["row_security"]
+    assert await privileges(conn) == before
+    assert await secured(conn) == 2
+
+
+async def secured(connection: Connection) -> int:
+    """Return how many tables have row security that binds their owner, too."""
+    return int(
+        await value(
+            connection,
+            """SELECT count(*) FROM pg_class WHERE relnamespace = 'operational'::regnamespace
+            AND relrowsecurity AND relforcerowsecurity""",
+        )
+    )
+
+
+async def test_row_security_and_roles_in_the_hosts_transaction(
+    database: str, conn: Connection, roles: dict[str, Any]
+) -> None:
+    """They vanish and commit with it; a refusal leaves it usable."""
+    async with open_store(database) as store:
+        await store.migrate()
+        before = await privileges(conn)
+        async with conn.transaction(force_rollback=True):
+            applied = await store.migrate(connection=conn, row_security=True, **roles)
+            assert applied == ["row_security"]
+            assert await secured(conn) == 2
+        assert await privileges(conn) == before
+        assert await secured(conn) == 0
+        async with conn.transaction():
+            await conn.execute("SET LOCAL lock_timeout = '1234ms'")
+            with pytest.raises(StoreMisconfigured):
+                await store.migrate(connection=conn, application_role="no such role")
+            assert await store.migrate(connection=conn, row_security=True) == ["row_security"]
+            assert await value(conn, "SHOW lock_timeout") == "1234ms"
+        assert await store.migrate(row_security=True) == []
 
 
 # Files ------------------------------------------------------------------------------------------
