@@ -7,6 +7,7 @@ taken over: by hand, past the store.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
 from typing import Any
 
 import psycopg
@@ -30,6 +31,7 @@ from conversation_store import (
     StoreMisconfigured,
     export_conversations,
     import_conversations,
+    purge_conversations,
     start_conversation,
 )
 
@@ -261,6 +263,22 @@ def test_denied_to_some_roles(
         assert attempt(roles[role], filled(tried.statements, owner, role)) != DENIED
 
 
+def test_what_others_have_is_not_known_by_a_conflict(roles: dict[str, Connection]) -> None:
+    """Another user's session_id, taken or free, is refused alike, and by row security."""
+    for session_id in ("s", "free"):
+        with (
+            pytest.raises(psycopg.errors.InsufficientPrivilege, match="row-level security"),
+            roles[APPLICATION].transaction(),
+        ):
+            roles[APPLICATION].execute("SET LOCAL conversation_store.user_id = 'v'")
+            roles[APPLICATION].execute(
+                """INSERT INTO privileges.ai_conversations (id, user_id, session_id, status,
+                    start_time, last_activity, message_count, version)
+                VALUES (-9, 'u', %s, 'active', now(), now(), 0, 1)""",
+                [session_id],
+            )
+
+
 def test_columns_that_are_never_updated(owner: Connection, roles: dict[str, Connection]) -> None:
     """A row stays whose it is and where it stands: only listed columns can be updated."""
     found = owner.execute(
@@ -372,7 +390,8 @@ READS = {
 def test_every_service_function_is_tried() -> None:
     """A new one must be among those that read, or be denied to the read-only role."""
     tried = {name.split(",")[0] for name in SERVICE_FUNCTIONS}
-    assert set(service_functions()) - tried == {"import_conversations", "export_conversations"}
+    others = {"export_conversations", "import_conversations", "purge_conversations"}
+    assert set(service_functions()) - tried == others
 
 
 async def test_the_read_only_role(stores: dict[str, ConversationStore]) -> None:
@@ -391,39 +410,37 @@ async def test_the_read_only_role(stores: dict[str, ConversationStore]) -> None:
         assert caught.value.sqlstate == DENIED, name
     records = [record async for record in export_conversations(stores[READER].unit_of_work())]
     assert [record["session_id"] for record in records] == ["s"]
+    now = conversation.start_time + timedelta(days=1)
+    uow = stores[READER].unit_of_work()
+    found = await purge_conversations(uow, inactive_since=now, dry_run=True)
+    assert found.conversations == 1
+    with pytest.raises(StoreMisconfigured) as caught:
+        await purge_conversations(uow, inactive_since=now)
+    assert caught.value.sqlstate == DENIED
     records[0]["session_id"] = "t"
     with pytest.raises(StoreMisconfigured) as caught:
         await import_conversations(stores[READER].unit_of_work(), records=records)
     assert caught.value.sqlstate == DENIED
 
 
-NOT_YET = {
-    "DELETE ai_messages",
-    "UPDATE ai_messages.content",
-    "UPDATE ai_messages.intent_type",
-    "UPDATE ai_messages.slots",
-    "UPDATE ai_messages.metadata",
-    "UPDATE ai_messages.request_digest",
-}
-
-
-async def test_every_privilege_is_needed(dsn: str, owner: Connection) -> None:
-    """Without any one of those that the application has, a service function cannot do its work."""
+@pytest.mark.parametrize("role", [APPLICATION, READER])
+async def test_every_privilege_is_needed(dsn: str, owner: Connection, role: str) -> None:
+    """Without any one of those that a role has, some service function cannot do its work."""
     unneeded = set()
-    for privilege in sorted(HELD[APPLICATION]):
-        on, of = on_what(privilege)
-        owner.execute(sql.SQL("REVOKE {} FROM {}").format(on, of))
+    of = sql.Identifier(role)
+    for privilege in sorted(HELD[role]):
+        owner.execute(sql.SQL("REVOKE {} FROM {}").format(on_what(privilege), of))
         try:
-            if not await is_missed(dsn):
+            if not await is_missed(dsn, role):
                 unneeded.add(privilege)
         finally:
-            owner.execute(sql.SQL("GRANT {} TO {}").format(on, of))
-    assert unneeded == NOT_YET
+            owner.execute(sql.SQL("GRANT {} TO {}").format(on_what(privilege), of))
+    assert unneeded == set()
     assert held(owner) == {role: set(privileges) for role, privileges in HELD.items()}
 
 
-def on_what(privilege: str) -> tuple[sql.Composable, sql.Composable]:
-    """Return what is granted with one of the privileges that `held` found, and to whom."""
+def on_what(privilege: str) -> sql.Composable:
+    """Return what a GRANT of one of the privileges that `held` found says of it."""
     kind, name = privilege.split(" ")
     table, _, column = name.partition(".")
     what = {
@@ -432,23 +449,23 @@ def on_what(privilege: str) -> tuple[sql.Composable, sql.Composable]:
         "refuse": "FUNCTION privileges.refuse(text, json)",
         "is_own": "FUNCTION privileges.is_own(bigint)",
     }.get(table, f"TABLE privileges.{table}")
-    columns = f" ({column})" if column else ""
-    return sql.SQL(f"{kind}{columns} ON {what}"), sql.Identifier(APPLICATION)
+    return sql.SQL(f"{kind}{f' ({column})' if column else ''} ON {what}")
 
 
-async def is_missed(dsn: str) -> bool:
+async def is_missed(dsn: str, role: str) -> bool:
     """Return whether a service function fails for want of a privilege, under row security."""
-    as_application = as_role(dsn, APPLICATION)
+    options: dict[str, Any] = {"schema": SCHEMA, "min_size": 1, "row_security": True}
     async with (
-        ConversationStore.connect(as_application, schema=SCHEMA, min_size=1) as store,
-        await psycopg.AsyncConnection.connect(as_application, autocommit=True) as connection,
+        ConversationStore.connect(as_role(dsn, role), **options) as store,
+        await psycopg.AsyncConnection.connect(as_role(dsn, role), autocommit=True) as connection,
     ):
         wired = Wired(store, NO_PROXY, -1, -2)
-        for call in SERVICE_FUNCTIONS.values():
+        for name, call in SERVICE_FUNCTIONS.items():
+            if role == READER and name not in READS:
+                continue
             try:
                 async with connection.transaction(force_rollback=True):
-                    await connection.execute("SET LOCAL conversation_store.user_id = 'u'")
-                    await call(wired, store.unit_of_work(connection=connection))
+                    await call(wired, store.unit_of_work(user_id="u", connection=connection))
             except StoreMisconfigured as error:
                 return error.sqlstate == DENIED
     return False
