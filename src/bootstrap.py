@@ -267,11 +267,10 @@ class ConversationStore:
         To be run in one transaction; it records itself, so that `migrate` then finds nothing to
         do. Raises StoreMisconfigured for a schema, a block or a role that cannot be.
         """
-        from .adapters.postgres.migrate import Wanted, migration_sql
+        from .adapters.postgres.migrate import migration_sql
 
         roles = _named(application_role, read_only_role, maintenance_role)
-        wanted = Wanted(id_block=id_block, row_security=row_security, roles=roles)
-        return migration_sql(schema, wanted)
+        return migration_sql(schema, id_block, row_security=row_security, roles=roles)
 
     async def ping(self) -> None:
         """Return if the store answers. Raises StoreUnavailable or StoreTimeout. Round trips: 1."""

@@ -752,6 +752,7 @@ async def test_row_security_is_switched_on_once(database: str, conn: Connection)
         "ALTER TABLE operational.ai_messages DISABLE ROW LEVEL SECURITY",
         "ALTER TABLE operational.ai_conversations NO FORCE ROW LEVEL SECURITY",
         "DROP POLICY ai_messages_user ON operational.ai_messages",
+        "ALTER POLICY ai_messages_user ON operational.ai_messages USING (true)",
         "COMMENT ON POLICY ai_messages_user ON operational.ai_messages IS 'an earlier form'",
     ],
 )

@@ -387,6 +387,14 @@ READS = {
 }
 
 
+async def test_the_application_does_not_migrate(stores: dict[str, ConversationStore]) -> None:
+    """It may not even look what was applied."""
+    for store in stores.values():
+        with pytest.raises(StoreMisconfigured) as caught:
+            await store.migrate()
+        assert caught.value.sqlstate == DENIED
+
+
 def test_every_service_function_is_tried() -> None:
     """A new one must be among those that read, or be denied to the read-only role."""
     tried = {name.split(",")[0] for name in SERVICE_FUNCTIONS}

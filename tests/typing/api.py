@@ -58,6 +58,8 @@ async def stores(
         assert_type(store, cs.ConversationStore)
         assert_type(await store.migrate(), list[str])
         assert_type(await store.migrate(id_block=100, connection=connection), list[str])
+        assert_type(await store.migrate(row_security=True, application_role="app"), list[str])
+        assert_type(store.migration_sql(read_only_role="reader", maintenance_role=None), str)
         await store.ping()
         assert_type(store.unit_of_work(), cs.AsyncUnitOfWork)
         assert_type(store.unit_of_work(user_id="u", connection=connection), cs.AsyncUnitOfWork)

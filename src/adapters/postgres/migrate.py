@@ -45,12 +45,15 @@ _RECORD: Final = """INSERT INTO {schema}.conversation_store_migrations (number, 
 VALUES ({number}, {name}, {checksum})"""
 
 
+# The comment of a policy holds the checksum of its file; it is written in the same transaction, so
+# a policy that was altered since tells by its xmin.
 _IS_SECURED: Final = """SELECT count(*) = 2
 FROM pg_policy AS p JOIN pg_class AS c ON c.oid = p.polrelid
+    JOIN pg_description AS d ON d.objoid = p.oid AND d.classoid = 'pg_policy'::regclass
 WHERE (c.oid, p.polname) IN (({conversations}::regclass, 'ai_conversations_user'),
         ({messages}::regclass, 'ai_messages_user'))
     AND c.relrowsecurity AND c.relforcerowsecurity
-    AND obj_description(p.oid, 'pg_policy') = {checksum}"""
+    AND d.description = {checksum} AND d.xmin = p.xmin"""
 
 
 @frozen
@@ -92,13 +95,21 @@ def known_migrations() -> list[Migration]:
     ]
 
 
-def migration_sql(schema: str, wanted: Wanted) -> str:
+def migration_sql(
+    schema: str = "operational",
+    id_block: int = DEFAULT_ID_BLOCK,
+    *,
+    row_security: bool = False,
+    roles: Roles | None = None,
+) -> str:
     """Return all that `migrate` would run on an empty database, for a tool of the host's own.
 
     Run it in one transaction. It records itself, so that `migrate` finds nothing left to do.
+    `roles` are by the keywords of `ConversationStore.migrate`.
     Errors: StoreMisconfigured for a name or a block that cannot be.
     """
     check_schema(schema)
+    wanted = Wanted(id_block=id_block, row_security=row_security, roles=roles or {})
     wanted.check()
     statements = [
         f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}",
