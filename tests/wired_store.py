@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 from attrs import define
@@ -27,6 +28,7 @@ from conversation_store import (
     latest_messages,
     list_conversations,
     messages_after,
+    purge_conversations,
     redact_message,
     reopen_conversation,
     start_conversation,
@@ -61,6 +63,8 @@ async def wired_store(dsn: str, migrated: set[str]) -> AsyncIterator[Wired]:
             )
             yield Wired(store, proxy, conversation.id, message.id)
 
+
+FUTURE = datetime(2100, 1, 1, tzinfo=UTC)
 
 Call = Callable[[Wired, AsyncUnitOfWork], Awaitable[Any]]
 
@@ -121,6 +125,10 @@ SERVICE_FUNCTIONS: dict[str, Call] = {
     ),
     "delete_conversation": lambda w, uow: delete_conversation(uow, conversation_id=w.conversation),
     "erase_user": lambda _, uow: erase_user(uow, user_id="u"),
+    "purge_conversations": lambda _, uow: purge_conversations(uow, inactive_since=FUTURE),
+    "purge_conversations, a dry run": lambda _, uow: purge_conversations(
+        uow, inactive_since=FUTURE, dry_run=True
+    ),
 }
 
 

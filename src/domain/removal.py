@@ -21,7 +21,7 @@ BATCH_MESSAGES: Final = 2_000
 """Most messages that one batch removes."""
 BATCH_CONVERSATIONS: Final = 500
 """Most conversations that one batch removes."""
-BATCH_LOOKED_AT: Final = 10_000
+BATCH_LOOKED_AT: Final = 2_000
 """Most conversations that one batch looks at to find those that are to go."""
 
 

@@ -120,7 +120,7 @@ async def purge_conversations(
     every ConversationStoreError raised here says what was removed before it; of a
     CommitOutcomeUnknown, one batch more may be gone.
 
-    Round trips: 1 for every batch, and for every 10,000 conversations that are looked at.
+    Round trips: 1 for every batch, and for every 2,000 conversations that are looked at.
     """
     only = RemovalCondition(
         user_id=uow.user_id if user_id is None else user_id,

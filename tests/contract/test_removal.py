@@ -13,6 +13,7 @@ import pytest
 from store_fixtures import draft, turn
 
 from conversation_store import (
+    ConversationNotAcceptingMessages,
     ConversationNotFound,
     ConversationStore,
     ConversationStoreError,
@@ -220,6 +221,34 @@ async def test_what_is_left_of_a_conversation_works_as_any_other(store: Any) -> 
         )
         assert messages[0].position == position
     assert await is_gap_free(store, conversation)
+
+
+@pytest.mark.usefixtures("small_batches")
+@pytest.mark.parametrize("left_of_turn", range(4))
+async def test_the_turn_of_a_request_goes_whole(store: Any, left_of_turn: int) -> None:
+    """What is left of it would be the answer to that request, and not what it stored."""
+    conversation = await start(store, "s", 2)
+    uow = store.unit_of_work()
+    drafts = [*turn(1), draft("third")]
+
+    async def append() -> Any:
+        return await append_messages(
+            uow, conversation_id=conversation, drafts=drafts, request_id="r"
+        )
+
+    before = await append()
+    after = MOST_MESSAGES - len(drafts) + left_of_turn
+    await append_messages(uow, conversation_id=conversation, drafts=[draft("x")] * after)
+    async with uow:
+        uow.conversations.remove_part(conversation)
+    found = await get_conversation(uow, conversation_id=conversation)
+    assert found.message_count == (5 if left_of_turn == len(drafts) else 2)
+    assert await is_gap_free(store, conversation)
+    if found.message_count == 5:
+        assert await append() == before
+    else:
+        with pytest.raises(ConversationNotAcceptingMessages):
+            await append()
 
 
 @pytest.mark.usefixtures("small_batches")

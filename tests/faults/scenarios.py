@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from ledger import Change, Turn
@@ -25,6 +26,7 @@ from conversation_store import (
     latest_messages,
     list_conversations,
     messages_after,
+    purge_conversations,
     redact_message,
     reopen_conversation,
     start_conversation,
@@ -32,6 +34,8 @@ from conversation_store import (
 )
 
 from .case import CONTENT, MARK, SESSIONS, STATUS, Case, scenario
+
+FUTURE = datetime(2100, 1, 1, tzinfo=UTC)
 
 # Writes -------------------------------------------------------------------------------------------
 
@@ -203,6 +207,15 @@ async def _erase(case: Case) -> None:
     conversations = [(await case.started(user))[0] for _ in range(2)]
     async with case.played(removes=conversations) as uow:
         assert (await erase_user(uow, user_id=user)).conversations == 2
+
+
+@scenario("purge_conversations", may_raise=(CommitOutcomeUnknown,))
+async def _purge(case: Case) -> None:
+    user = case.ledger.turn(None).contents[0]
+    conversations = [(await case.started(user))[0] for _ in range(2)]
+    async with case.played(removes=conversations) as uow:
+        receipt = await purge_conversations(uow, inactive_since=FUTURE, user_id=user)
+        assert receipt.conversations == 2
 
 
 def record(turn: Turn, user_id: str) -> ConversationRecord:

@@ -13,6 +13,7 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import psycopg
@@ -48,6 +49,7 @@ from conversation_store import (
     latest_messages,
     list_conversations,
     messages_after,
+    purge_conversations,
     redact_message,
     reopen_conversation,
     run_unit,
@@ -285,6 +287,9 @@ CASES: Final[dict[str, Call]] = {
         uow, conversation_id=world.chat, position=0
     ),
     "redact_message": lambda uow, world: redact_message(uow, message_id=world.message),
+    "purge_conversations": lambda uow, world: purge_conversations(
+        uow, inactive_since=datetime(2100, 1, 1, tzinfo=UTC), user_id=world.user
+    ),
     "reopen_conversation": lambda uow, world: reopen_conversation(
         uow, conversation_id=world.closed
     ),

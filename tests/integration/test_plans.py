@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
 import psycopg
@@ -36,6 +37,7 @@ from conversation_store import (
     latest_messages,
     list_conversations,
     messages_after,
+    purge_conversations,
     redact_message,
     reopen_conversation,
     start_conversation,
@@ -45,6 +47,7 @@ from conversation_store.adapters.postgres import flush, statement
 from conversation_store.adapters.postgres.flush import MOST_TURNS, Seat
 from conversation_store.adapters.postgres.statement import Command, Cursor
 from conversation_store.adapters.postgres.texts import Texts
+from conversation_store.domain.removal import BATCH_CONVERSATIONS, BATCH_LOOKED_AT, BATCH_MESSAGES
 
 SCHEMA = "plans"
 MILLION = 1_000_000
@@ -597,17 +600,49 @@ async def test_delete_conversation(
     async def call(uow: AsyncUnitOfWork) -> None:
         await delete_conversation(uow, conversation_id=SHORT)
 
-    check(await explain(call, planning, user_id), rows=1, buffers=15)
+    check(await explain(call, planning, user_id), rows=3, buffers=30)
 
 
 @plannings
-async def test_erase_user(explain: Explain, planning: Planning) -> None:
-    """An erasure costs the user's conversations: each is met to be locked, and to be removed."""
+@scopes
+async def test_delete_a_long_conversation(
+    explain: Explain, planning: Planning, user_id: str | None
+) -> None:
+    """A batch costs the messages that it removes, however many are left."""
 
     async def call(uow: AsyncUnitOfWork) -> None:
-        await erase_user(uow, user_id="u-17")
+        await delete_conversation(uow, conversation_id=LONG)
 
-    check(await explain(call, planning), rows=200, buffers=800, bitmap=True)
+    rows = BATCH_MESSAGES + 10
+    check(await explain(call, planning, user_id), rows=rows, buffers=3 * rows, bitmap=True)
+
+
+@plannings
+@pytest.mark.parametrize("user_id", ["u-0", "u-17"], ids=["5,000", "100"])
+async def test_erase_user(explain: Explain, planning: Planning, user_id: str) -> None:
+    """A batch costs the conversations that it removes, however many the user has."""
+
+    async def call(uow: AsyncUnitOfWork) -> None:
+        await erase_user(uow, user_id=user_id)
+
+    rows = BATCH_CONVERSATIONS + 2 * BATCH_MESSAGES // 45
+    check(await explain(call, planning), rows=rows, buffers=3 * rows, bitmap=True)
+
+
+@plannings
+@pytest.mark.parametrize("dry_run", [False, True], ids=["purge", "dry run"])
+@scopes
+async def test_purge_conversations(
+    explain: Explain, planning: Planning, user_id: str | None, dry_run: bool
+) -> None:
+    """A batch walks along an index, and looks at no more than so many conversations."""
+
+    async def call(uow: AsyncUnitOfWork) -> None:
+        since = datetime(2024, 1, 2, 8, tzinfo=UTC)
+        await purge_conversations(uow, inactive_since=since, dry_run=dry_run)
+
+    rows = 2 * BATCH_LOOKED_AT + 2 * BATCH_MESSAGES // 45
+    check(await explain(call, planning, user_id), rows=rows, buffers=2 * rows)
 
 
 @plannings

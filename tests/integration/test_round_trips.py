@@ -17,7 +17,10 @@ from conversation_store import (
     Status,
     append_messages,
     close_conversation,
+    delete_conversation,
+    erase_user,
     export_conversations,
+    find_conversation,
     get_conversation,
     import_conversations,
     latest_messages,
@@ -225,6 +228,28 @@ async def test_an_export_is_one_round_trip_a_chunk(wired: Wired) -> None:
     wire = await counted(wired, export)
     assert sum(text.startswith("FETCH") for text in wire.texts) == 3
     assert (wire.round_trips, wire.statements) == (5, 6)
+
+
+async def test_a_removal_is_one_round_trip_a_batch(wired: Wired) -> None:
+    """5,000 messages are 3 batches, 1,200 conversations 3; a last one finds nothing more.
+
+    It starts at the beginning again, for what the user started meanwhile.
+    """
+
+    def record(number: int, messages: int) -> Any:
+        said = [{"role": "user", "content": "x"}] * messages
+        return {"user_id": "v", "session_id": f"r-{number:04}", "messages": said}
+
+    uow = wired.store.unit_of_work(user_id="v")
+    await import_conversations(uow, records=[record(0, 5000)])
+    found = await find_conversation(uow, session_id="r-0000")
+    assert found is not None
+    wire = await counted(wired, lambda: delete_conversation(uow, conversation_id=found.id))
+    assert (wire.round_trips, wire.statements) == (3, 3)
+
+    await import_conversations(uow, records=[record(number, 1) for number in range(1200)])
+    wire = await counted(wired, lambda: erase_user(uow))
+    assert (wire.round_trips, wire.statements) == (4, 4)
 
 
 async def test_ids_are_drawn_once_a_block(wired: Wired) -> None:

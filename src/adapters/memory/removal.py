@@ -30,11 +30,12 @@ async def remove_part(view: View, conversation_id: int, only: RemovalCondition) 
                 view.drop(stored)
                 removed.append((conversation_id, count))
             else:
-                is_unchanged = count == seen.conversation.message_count
-                ending = BATCH_MESSAGES if is_unchanged else 0
-                view.put(_without_end(stored, ending))
+                is_as_seen = stored.conversation.version == seen.conversation.version
+                rest = _rest(stored) if is_as_seen else count
+                if rest < count or stored.conversation.accepts_messages:
+                    view.put(_without_end(stored, rest))
                 left.append(conversation_id)
-                trimmed += [(conversation_id, ending)] if ending else []
+                trimmed += [(conversation_id, count - rest)] if rest < count else []
     return RemovedBatch(
         removed=removed,
         trimmed=trimmed,
@@ -44,22 +45,31 @@ async def remove_part(view: View, conversation_id: int, only: RemovalCondition) 
     )
 
 
-def _without_end(stored: Stored, ending: int) -> Stored:
-    """Return the next version, without the newest messages; it accepts none."""
+def _rest(stored: Stored) -> int:
+    """Return how many messages a batch leaves: the turn of a request goes whole."""
+    rest = stored.conversation.message_count - BATCH_MESSAGES
+    for request in stored.requests.values():
+        is_cut = request.position <= rest < request.position + request.count - 1
+        if is_cut and stored.has(request.position, request.message_id):
+            return request.position - 1
+    return rest
+
+
+def _without_end(stored: Stored, rest: int) -> Stored:
+    """Return the next version, with so many messages; it accepts none."""
     before = stored.conversation
-    count = before.message_count - ending
     after = evolve(
         before,
-        message_count=count,
+        message_count=rest,
         version=before.version + 1,
         status=Status.ARCHIVED if before.accepts_messages else before.status,
     )
     requests = {
         request_id: request
         for request_id, request in stored.requests.items()
-        if request.position <= count
+        if request.position <= rest
     }
-    return Stored(after, stored.messages[:count], requests)
+    return Stored(after, stored.messages[:rest], requests)
 
 
 async def remove_some(view: View, only: RemovalCondition, after: str | None) -> RemovedBatch:

@@ -89,32 +89,41 @@ WITH looked_at AS MATERIALIZED (
 
 # The newest messages go, and what is left is counted, under the row lock. A statement that waited
 # for the lock does not see what was appended meanwhile: then it only sees to it that nothing more
-# comes, and the next one takes messages away.
+# comes, and the next one takes messages away. Two that wait for each other do not go on so for
+# ever: where nothing is taken away of what accepts nothing, nothing is changed. The turn of a
+# request goes whole: what is left of it would be the answer to that request.
 REMOVE_PART: Final[LiteralString] = f"""
 WITH seen AS MATERIALIZED (
-    SELECT message_count FROM {{conversations}} WHERE {IS_ADDRESSED}
+    SELECT version FROM {{conversations}} WHERE {IS_ADDRESSED}
 ), locked AS MATERIALIZED (
-    SELECT id, message_count FROM {{conversations}}
+    SELECT id, message_count, version FROM {{conversations}}
     WHERE {IS_ADDRESSED} AND {_IS_MEANT} FOR UPDATE
 ), long AS MATERIALIZED (
-    SELECT locked.id, CASE WHEN locked.message_count = seen.message_count
-        THEN %(most_messages)s ELSE 0 END AS ending, locked.message_count
+    SELECT locked.id, locked.message_count, CASE
+        WHEN locked.version <> seen.version THEN locked.message_count
+        ELSE coalesce((
+            SELECT first.position - 1 FROM {{messages}} AS cut JOIN {{messages}} AS first
+                ON first.conversation_id = cut.conversation_id
+                AND first.request_id = cut.request_id AND first.request_digest IS NOT NULL
+            WHERE cut.conversation_id = locked.id AND cut.request_digest IS NULL
+                AND cut.position = locked.message_count - %(most_messages)s + 1
+        ), locked.message_count - %(most_messages)s) END AS rest
     FROM locked, seen WHERE locked.message_count > %(most_messages)s
 ), trimmed AS (
     DELETE FROM {{messages}} AS m USING long
-    WHERE m.conversation_id = long.id AND m.position > long.message_count - long.ending
+    WHERE m.conversation_id = long.id AND m.position > long.rest
 ), kept AS (
-    UPDATE {{conversations}} AS c
-    SET message_count = c.message_count - long.ending, version = c.version + 1,
+    UPDATE {{conversations}} AS c SET message_count = long.rest, version = c.version + 1,
         status = CASE WHEN c.status = ANY(%(accepting)s::text[]) THEN %(archived)s
             ELSE c.status END
     FROM long WHERE c.id = long.id
+        AND (long.rest < long.message_count OR c.status = ANY(%(accepting)s::text[]))
 ), gone AS (
     DELETE FROM {{conversations}}
     WHERE id = (SELECT id FROM locked WHERE message_count <= %(most_messages)s)
     RETURNING id, message_count
 )
-SELECT {_STARTED}, {_FINISHED}, gone.message_count, long.ending
+SELECT {_STARTED}, {_FINISHED}, gone.message_count, long.message_count - long.rest
 FROM (VALUES (1)) AS one LEFT JOIN gone ON true LEFT JOIN long ON true
 """
 
