@@ -5,13 +5,14 @@
 #   make bench QUICK=1               in three minutes; ARGS="--only ours,bare" for some contenders
 #   make fuzz STEPS=100000 SEED=7     so many steps of random programs, of this seed
 #   make failover RUNS=10            kill a primary so many times
+#   make erasure MESSAGES=1000000    erase a user of so many messages while others write
 #   make soak MINUTES=10             load and faults for so long
 #   make test PYTHON=/opt/py/python  another Python than the first one found
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test fuzz failover soak bench bench-quick bench-report lint types clean python
+.PHONY: help demo test fuzz failover erasure soak bench bench-quick bench-report lint types clean python
 
 VENV := .venv
 BENCH := .venv-bench
@@ -20,6 +21,7 @@ ARGS ?=
 STEPS ?= 20000
 RUNS ?= 10
 MINUTES ?= 10
+MESSAGES ?= 1000000
 
 # The first Python that is new enough and can make an environment: a name on PATH proves nothing.
 NEW_ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
@@ -43,6 +45,9 @@ fuzz: $(VENV)/.test  ## run random programs on the twin and on PostgreSQL side b
 
 failover: $(VENV)/.test  ## kill a primary under load and promote its replica, RUNS times
 	$(BIN)/python tests/failover.py --runs $(RUNS)
+
+erasure: $(VENV)/.test  ## erase a user of MESSAGES while others write; kill it in the middle
+	$(BIN)/python tests/erasure.py --messages $(MESSAGES)
 
 soak: $(BENCH)/.bench  ## load a server for MINUTES, with faults all along; draw what happened
 	@$(BENCH)/bin/python tests/soak.py --minutes $(MINUTES) --out benchmarks/results/soak.json; \

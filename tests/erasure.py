@@ -173,8 +173,8 @@ class Trial:
                 _, self.told[-1], memory = json.loads(line)
                 self.memory.append(memory)
                 if kill_at is not None and self.told[-1] > kill_at:
-                    eraser.kill()
-                    break
+                    with suppress(ProcessLookupError):
+                        eraser.kill()  # what it told before that is still to be read
             code = await eraser.wait()
             assert code == (0 if kill_at is None else -signal.SIGKILL)
         finally:

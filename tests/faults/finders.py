@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -20,11 +21,16 @@ from conversation_store import (
     ConversationNotFound,
     ConversationStore,
     ConversationStoreError,
+    MessageDraft,
     RequestConflict,
     Retry,
     Status,
     StoreError,
     append_messages,
+    delete_conversation,
+    get_conversation,
+    messages_after,
+    purge_conversations,
     start_conversation,
 )
 from conversation_store.adapters.postgres.statement import Statement
@@ -84,6 +90,10 @@ class Bench:
     ledger: Ledger
     conversation_id: int = 0
     found: list[str] = field(default_factory=list)
+
+    def uow(self) -> AsyncUnitOfWork:
+        """Return a unit of work."""
+        return self.store.unit_of_work()
 
     async def append(self, uow: AsyncUnitOfWork, request_id: str | None = None) -> None:
         """Append a turn; the ledger notes it."""
@@ -169,6 +179,56 @@ async def _lent_connection(dsn: str, harm: str, _broken: str) -> list[str]:
                 uow.messages.append(MISSING, turn.drafts())
         async with bench.must_succeed():
             await bench.append(bench.store.unit_of_work(connection=connection))
+    return bench.found
+
+
+async def _is_waiting(task: asyncio.Task[object]) -> bool:
+    await asyncio.wait([task], timeout=0.3)
+    return not task.done()
+
+
+@finder("ledger: an append before a purge")
+async def _purge(dsn: str, harm: str, _broken: str) -> list[str]:
+    async with _bench(dsn, harm) as bench:
+        now = (
+            await get_conversation(bench.uow(), conversation_id=bench.conversation_id)
+        ).last_activity
+        turn, uow = bench.ledger.turn(bench.conversation_id), bench.uow()
+        with bench.ledger.unit(turn, uow=uow):
+            async with uow:
+                turn.placed(await uow.messages.append(bench.conversation_id, turn.drafts()))
+                since = now + timedelta(microseconds=1)
+                purge = purge_conversations(bench.uow(), inactive_since=since)
+                purging = asyncio.create_task(purge)
+                assert await _is_waiting(purging)
+        await purging
+    return bench.found
+
+
+@finder("history: an append before a long deletion")
+async def _long_deletion(dsn: str, harm: str, _broken: str) -> list[str]:
+    async with _bench(dsn, harm) as bench:
+        drafts = [MessageDraft(role="user", content="x")] * 1000
+        for _ in range(3):
+            await append_messages(bench.uow(), conversation_id=bench.conversation_id, drafts=drafts)
+
+        async def trim() -> None:
+            async with bench.uow() as uow:
+                uow.conversations.remove_part(bench.conversation_id)
+
+        async with bench.uow() as uow:
+            await uow.messages.append(bench.conversation_id, drafts[:2])
+            trimming = asyncio.create_task(trim())
+            assert await _is_waiting(trimming)
+        await trimming
+        found = await get_conversation(bench.uow(), conversation_id=bench.conversation_id)
+        last = await messages_after(
+            bench.uow(), conversation_id=found.id, position=found.message_count - 1
+        )
+        positions = [message.position for message in last]
+        if positions != [found.message_count]:
+            bench.found.append(f"a gap: {found.message_count} messages, the last at {positions}")
+        await delete_conversation(bench.uow(), conversation_id=found.id)
     return bench.found
 
 

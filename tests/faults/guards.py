@@ -18,6 +18,7 @@ from conversation_store.adapters.postgres import (
     inquiry,
     messages,
     sql,
+    sql_removal,
     statement,
     unit_of_work,
 )
@@ -81,6 +82,19 @@ def _no_lock(patch: pytest.MonkeyPatch) -> None:
     )
     assert locked in sql.APPEND
     patch.setattr(sql, "APPEND", sql.APPEND.replace(locked, counted))
+
+
+def _no_second_look(patch: pytest.MonkeyPatch) -> None:
+    condition = f"AND {sql_removal.IS_MEANT} FOR UPDATE"
+    assert condition in sql_removal.REMOVE_PART
+    text = sql_removal.REMOVE_PART.replace(condition, "FOR UPDATE")
+    patch.setattr(sql_removal, "REMOVE_PART", text)
+
+
+def _trims_what_it_does_not_see(patch: pytest.MonkeyPatch) -> None:
+    judged = "locked.version <> seen.version"
+    assert judged in sql_removal.REMOVE_PART
+    patch.setattr(sql_removal, "REMOVE_PART", sql_removal.REMOVE_PART.replace(judged, "false"))
 
 
 def _no_transaction(patch: pytest.MonkeyPatch) -> None:
@@ -205,6 +219,20 @@ GUARDS: Final = (
         "matrix: an inner block rolled back",
         "nobody intended",
         _set(unit_of_work.PsycopgUnitOfWork, "_undo", _do_nothing),
+    ),
+    Guard(
+        "the condition of a purge is checked again under the lock",
+        "whoever met it before a wait is removed",
+        "ledger: an append before a purge",
+        "is not there: acknowledged",
+        _no_second_look,
+    ),
+    Guard(
+        "a trimmed conversation keeps no gap",
+        "what came during a wait is taken for trimmed",
+        "history: an append before a long deletion",
+        "a gap",
+        _trims_what_it_does_not_see,
     ),
     Guard(
         "the same in the twin",

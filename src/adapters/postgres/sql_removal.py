@@ -10,7 +10,7 @@ from typing import Final, LiteralString
 
 from .sql import IS_ADDRESSED
 
-_IS_MEANT: Final[LiteralString] = """last_activity < %(inactive_since)s::timestamptz
+IS_MEANT: Final[LiteralString] = """last_activity < %(inactive_since)s::timestamptz
         AND (%(status)s::text IS NULL OR status = %(status)s)"""
 
 _STARTED: Final[LiteralString] = "statement_timestamp() AT TIME ZONE 'UTC'"
@@ -35,7 +35,7 @@ _REMOVE_SOME: Final[LiteralString] = f"""
     SELECT id, place, message_count FROM counted WHERE so_far <= %(most_messages)s
 ), locked AS MATERIALIZED (
     SELECT id FROM {{conversations}} WHERE id = ANY(ARRAY(SELECT id FROM taken))
-        AND message_count <= %(most_messages)s AND {_IS_MEANT}
+        AND message_count <= %(most_messages)s AND {IS_MEANT}
     ORDER BY id FOR UPDATE SKIP LOCKED
 ), gone AS (
     DELETE FROM {{conversations}} WHERE id = ANY(ARRAY(SELECT id FROM locked))
@@ -55,7 +55,7 @@ REMOVE_SOME_OF_USER: Final[LiteralString] = f"""
 WITH meant AS MATERIALIZED (
     SELECT id, session_id AS place, message_count
     FROM (SELECT * FROM {_OF_USER} LIMIT %(most_looked_at)s) AS looked_at
-    WHERE {_IS_MEANT} ORDER BY session_id LIMIT %(most_conversations)s
+    WHERE {IS_MEANT} ORDER BY session_id LIMIT %(most_conversations)s
 ), horizon AS (
     SELECT session_id AS place FROM {_OF_USER} OFFSET %(most_looked_at)s - 1 LIMIT 1
 ){_REMOVE_SOME}"""
@@ -64,7 +64,7 @@ REMOVE_SOME: Final[LiteralString] = f"""
 WITH meant AS MATERIALIZED (
     SELECT id, id AS place, message_count
     FROM (SELECT * FROM {_OF_ALL} LIMIT %(most_looked_at)s) AS looked_at
-    WHERE {_IS_MEANT} ORDER BY id LIMIT %(most_conversations)s
+    WHERE {IS_MEANT} ORDER BY id LIMIT %(most_conversations)s
 ), horizon AS (
     SELECT id AS place FROM {_OF_ALL} OFFSET %(most_looked_at)s - 1 LIMIT 1
 ){_REMOVE_SOME}"""
@@ -72,7 +72,7 @@ WITH meant AS MATERIALIZED (
 _FIND: Final[LiteralString] = f"""
 SELECT {_STARTED}, {_FINISHED}, (SELECT CASE WHEN count(*) = %(most_looked_at)s
     THEN max(place)::text END FROM looked_at), found.id, found.message_count
-FROM (VALUES (1)) AS one LEFT JOIN (SELECT * FROM looked_at WHERE {_IS_MEANT}) AS found ON true
+FROM (VALUES (1)) AS one LEFT JOIN (SELECT * FROM looked_at WHERE {IS_MEANT}) AS found ON true
 """
 
 FIND_REMOVABLE_OF_USER: Final[LiteralString] = f"""
@@ -97,7 +97,7 @@ WITH seen AS MATERIALIZED (
     SELECT version FROM {{conversations}} WHERE {IS_ADDRESSED}
 ), locked AS MATERIALIZED (
     SELECT id, message_count, version FROM {{conversations}}
-    WHERE {IS_ADDRESSED} AND {_IS_MEANT} FOR UPDATE
+    WHERE {IS_ADDRESSED} AND {IS_MEANT} FOR UPDATE
 ), long AS MATERIALIZED (
     SELECT locked.id, locked.message_count, CASE
         WHEN locked.version <> seen.version THEN locked.message_count
