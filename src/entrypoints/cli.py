@@ -1,4 +1,4 @@
-"""The commands: `conversation-store demo | migrate | import | export | show | list`."""
+"""The commands of `conversation-store`: demo, migrate, import, export, show, list, erase, purge."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from ..domain.errors import ConversationStoreError, StoreUnavailable
 from ..domain.page import ConversationPage
 from ..domain.repository import OnDuplicate
 from ..service_layer.conversations import get_conversation, list_conversations
+from ..service_layer.removal import erase_user, purge_conversations
 from .json_lines import RecordReader, counts, dump, load
+from .removal import Remove, dump_receipt, gone, read_time, remove
 from .show import new_console, print_conversation, print_list
 from .terminal import (
     BAD_INPUT,
@@ -239,6 +241,79 @@ def list_command(
             )
 
     print_list(new_console(), run_async(read()))
+
+
+@commands.command("erase", short_help="Remove all that a user has, for good.")
+@click.argument("user_id")
+@_store_options
+def erase_command(user_id: str, dsn: str | None, schema: str) -> None:
+    """Remove all that USER_ID has, for good, and write the receipt to standard output.
+
+    In batches, so that others can write meanwhile. Interrupted it is gone on with by calling it
+    again. Keep the user out first.
+    """
+    _remove(
+        "erased",
+        dsn,
+        schema,
+        lambda store: lambda tell: erase_user(store.unit_of_work(), user_id=user_id, progress=tell),
+    )
+
+
+@commands.command("purge", short_help="Remove what has been inactive since a time, for good.")
+@click.option(
+    "--inactive-since",
+    metavar="TIME",
+    required=True,
+    help="Only conversations last active before this time, like 2026-08-30T00:00:00Z.",
+)
+@click.option("--status", type=click.Choice([status.value for status in Status]))
+@click.option("--user", "user_id", metavar="USER_ID", help="Only this user's conversations.")
+@click.option("--dry-run", is_flag=True, help="Remove nothing; count what would go.")
+@_store_options
+def purge_command(
+    *,
+    inactive_since: str,
+    status: str | None,
+    user_id: str | None,
+    dry_run: bool,
+    dsn: str | None,
+    schema: str,
+) -> None:
+    """Remove what has been inactive since a time, and write the receipt to standard output.
+
+    In batches, so that others can write meanwhile. Interrupted it is gone on with by calling it
+    again.
+    """
+    since = read_time(inactive_since)
+    _remove(
+        "would purge" if dry_run else "purged",
+        dsn,
+        schema,
+        lambda store: (
+            lambda tell: purge_conversations(
+                store.unit_of_work(),
+                inactive_since=since,
+                status=status,
+                user_id=user_id,
+                dry_run=dry_run,
+                progress=tell,
+            )
+        ),
+    )
+
+
+def _remove(
+    verb: str, dsn: str | None, schema: str, removal: Callable[[ConversationStore], Remove]
+) -> None:
+    async def work() -> str:
+        with Report(verb) as report:
+            async with _open_store(dsn, schema) as store:
+                receipt = await remove(removal(store), report)
+            click.echo(f"{verb} {gone(receipt)} in {report.seconds:.1f} s", err=True)
+        return dump_receipt(receipt)
+
+    click.echo(run_async(work()))
 
 
 def _write_bytes(content: bytes) -> None:

@@ -666,3 +666,53 @@ def test_the_dialogues_go_through(
     assert "nothing was stored" in err
     _, out, _ = migrated_here("import", path, "--on-duplicate", "skip")
     assert out.startswith("imported 0 conversations, 0 messages, 2,000 skipped in ")
+
+
+# Removing -----------------------------------------------------------------------------------------
+
+
+def test_erase_gives_a_receipt(migrated_here: Any, tmp_path: Path) -> None:
+    """As a line of JSON on standard output, for whoever keeps it; in words on the other."""
+    migrated_here("import", write(tmp_path / "in.jsonl", record(1), record(2)))
+    code, out, err = migrated_here("erase", "u")
+    assert code == 0, err
+    receipt = json.loads(out)
+    assert (receipt["conversations"], receipt["messages"]) == (2, 2)
+    assert receipt["started_at"] <= receipt["finished_at"]
+    assert len(receipt["digest"]) == 64
+    assert "erased 2 conversations, 2 messages" in err
+    code, out, _ = migrated_here("erase", "u")
+    assert (code, json.loads(out)["conversations"]) == (0, 0)
+
+
+def test_purge_removes_what_was_inactive(migrated_here: Any, tmp_path: Path) -> None:
+    """What a dry run counts, goes; what was active since stays."""
+    old = {"start_time": "2001-01-01T00:00:00Z", "last_activity": "2001-01-01T00:00:00Z"}
+    records = [record(1, **old), record(2, status="closed", **old), record(3)]
+    migrated_here("import", write(tmp_path / "in.jsonl", *records))
+    purge = ("purge", "--inactive-since", "2010-01-01T00:00:00Z")
+    code, dry, err = migrated_here(*purge, "--status", "closed", "--dry-run")
+    assert code == 0, err
+    assert "would purge 1 conversation, 1 message" in err
+    code, real, err = migrated_here(*purge, "--status", "closed", "--user", "u")
+    assert code == 0, err
+    assert json.loads(real)["digest"] == json.loads(dry)["digest"]
+    code, out, err = migrated_here(*purge)
+    assert (code, json.loads(out)["conversations"]) == (0, 1)
+    assert only_id(migrated_here)
+
+
+@pytest.mark.parametrize("time", ["2010-01-01", "2010-01-01T00:00:00", "soon"])
+def test_purge_refuses_a_time_without_a_zone(here: Any, time: str) -> None:
+    """It names the option and removes nothing."""
+    code, out, err = here("purge", "--inactive-since", time)
+    assert (code, out) == (2, "")
+    assert "inactive_since" in err
+
+
+def test_a_removal_that_fails_says_what_it_had_removed(here: Any) -> None:
+    """On a database without the store's tables: nothing."""
+    code, _, err = here("erase", "u")
+    assert code == 2
+    assert "here: conversation-store migrate" in err
+    assert "removed before that: nothing" in err
