@@ -26,6 +26,8 @@ class Status(StrEnum):
     ARCHIVED = "archived"
 
 
+_STATUSES: Final[dict[object, Status]] = {status.value: status for status in Status}
+
 ACCEPTING_MESSAGES: Final = frozenset({Status.ACTIVE})
 """The statuses in which a conversation accepts messages."""
 
@@ -50,11 +52,13 @@ UNCHANGED: Final = Unchanged.UNCHANGED
 """Stands for a column that an update leaves as it is; None would clear it."""
 
 
-def _check(_: object, attribute: Attribute[Any], value: Any) -> None:
+def _check(made: object, attribute: Attribute[Any], value: Any) -> None:
     """Refuse a name that cannot be stored; where it may be left out, nothing is one too."""
     is_required = attribute.name in ("user_id", "session_id")
     if is_required or (value is not None and value is not UNCHANGED):
-        check_name(value, attribute.name, InvalidConversation)
+        name = check_name(value, attribute.name, InvalidConversation)
+        if name is not value:  # it was of a subclass of str
+            object.__setattr__(made, attribute.name, name)
 
 
 def _to_metadata(value: Mapping[str, Any] | None) -> JsonObject | None:
@@ -69,13 +73,13 @@ def _to_metadata_change(
 
 def to_status(value: str, field_name: str = "status") -> Status:
     """Return the Status of that name; raise InvalidConversation if there is none."""
-    try:
-        return Status(value)
-    except ValueError:
-        names = ", ".join(Status)
-        shown = repr(value[:32]) if isinstance(value, str) else type(value).__name__
-        reason = f"must be one of {names}, not {shown}"
-        raise InvalidConversation(field=field_name, reason=reason) from None
+    text = str.__str__(value) if isinstance(value, str) else None
+    status = _STATUSES.get(text)
+    if status is None:
+        shown = type(value).__name__ if text is None else repr(text[:32])
+        reason = f"must be one of {', '.join(Status)}, not {shown}"
+        raise InvalidConversation(field=field_name, reason=reason)
+    return status
 
 
 def check_integer(value: object, field_name: str, error: type[InvalidInput]) -> int:
@@ -83,9 +87,10 @@ def check_integer(value: object, field_name: str, error: type[InvalidInput]) -> 
     if isinstance(value, bool) or not isinstance(value, int):
         reason = f"must be an integer, not {type(value).__name__}"
         raise error(field=field_name, reason=reason)
-    if not -MAX_ID <= value <= MAX_ID:
+    number = int.__int__(value)  # a subclass may say one thing and hold another
+    if not -MAX_ID <= number <= MAX_ID:
         raise error(field=field_name, reason="must be an integer within 64 bits")
-    return value
+    return number
 
 
 @frozen(kw_only=True)

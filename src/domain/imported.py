@@ -25,7 +25,9 @@ Session: TypeAlias = tuple[str, str]
 """The user_id and session_id of a conversation."""
 
 MAX_PLAIN_CHARACTERS: Final = 1_000_000
-"""A record with more content than this is looked at closely."""
+"""A record with more content, or with more in its JSON objects, than this is looked at closely."""
+MAX_PLAIN_MESSAGES: Final = 20_000
+"""So is one with more messages."""
 
 
 @frozen(kw_only=True)
@@ -141,7 +143,11 @@ def _plain_messages(value: object, known: frozenset[str]) -> ImportedMessages:
     messages = cast("list[dict[str, Any]]", value)
     if not messages:
         return _NO_MESSAGES
+    if len(messages) > MAX_PLAIN_MESSAGES:
+        raise ValueError
     _check_types(messages, dict)
+    if max(map(len, messages)) > len(known):
+        raise ValueError
     fields = set(chain.from_iterable(messages))
     roles = [message["role"] for message in messages]
     contents = [message["content"] for message in messages]
@@ -195,10 +201,16 @@ def _plain_jsons(
 ) -> Sequence[str | None]:
     if name not in fields:
         return [None] * len(messages)
-    objects = [message.get(name) for message in messages]
-    texts = [None if value is None else dump_plain(value) for value in objects]
-    if texts.count(None) != objects.count(None):
-        raise ValueError
+    texts: list[str | None] = []
+    left = MAX_PLAIN_CHARACTERS
+    for message in messages:
+        value = message.get(name)
+        text = None if value is None else dump_plain(value)
+        if text is not None:
+            left -= len(text)
+        if left < 0 or (text is None and value is not None):
+            raise ValueError
+        texts.append(text)
     return texts
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from decimal import Decimal
 from json.encoder import encode_basestring as _quote
 from typing import Any, Final, TypeAlias, cast
@@ -29,6 +29,7 @@ MAX_JSON_DEPTH: Final = 64
 MAX_INTEGER: Final = 10**300
 """Integers are smaller than this, on both sides of zero."""
 
+_TOO_LARGE: Final = 10**10_000  # of more digits the decimal text takes seconds to find
 _WHOLE_FLOATS_BECOME_INTEGERS: Final = 1e16  # where repr() turns to exponents, as jsonb's input
 _MOST_BYTES_A_CHARACTER: Final = 4  # in UTF-8
 
@@ -63,6 +64,8 @@ def dump_plain(value: object) -> str | None:
         return None
     plain: dict[Any, Any] = value  # pyright: ignore[reportUnknownVariableType]
     try:  # most hold texts, or lists of them, and nothing else
+        if not _holds_little(plain.values()):
+            return None
         members = [
             f"{_quote(key)}:[{','.join(map(_quote, item))}]"  # pyright: ignore[reportUnknownArgumentType]
             if type(item) is list
@@ -72,34 +75,59 @@ def dump_plain(value: object) -> str | None:
         text = f"{{{','.join(members)}}}"
     except TypeError:
         try:
-            text = _write_object(plain, MAX_JSON_DEPTH)
+            text = _PlainWriter().write_object(plain, MAX_JSON_DEPTH)
         except TypeError:
             return None
     is_small = len(text) * _MOST_BYTES_A_CHARACTER <= MAX_JSON_BYTES
     return text if is_small and is_storable(text) and r"\u0000" not in text else None
 
 
-def _write_object(value: dict[Any, Any], levels: int) -> str:
-    """Write an object of a plain value; raise TypeError where there is anything else in it."""
-    members = [f"{_quote(key)}:{_write(item, levels - 1)}" for key, item in value.items()]
-    return f"{{{','.join(members)}}}"
+def _holds_little(items: Collection[Any]) -> bool:
+    """Whether texts, and lists of texts, may be small; raise TypeError for most that is neither."""
+    size = len(items)
+    for item in items:
+        is_list = type(item) is list
+        size += len(cast("list[object]", item)) if is_list else str.__len__(item)
+        if size > MAX_JSON_BYTES:
+            return False
+        if is_list:
+            size += sum(map(str.__len__, cast("list[str]", item)))
+    return size <= MAX_JSON_BYTES
 
 
-def _write(value: Any, levels: int) -> str:
-    kind = type(cast("object", value))
-    if kind is str:
-        return _quote(value)
-    if kind is list and levels:
-        return f"[{','.join([_write(item, levels - 1) for item in value])}]"
-    if kind is dict and levels:
-        return _write_object(value, levels)
-    if kind is int and -MAX_INTEGER < value < MAX_INTEGER:
-        return int.__repr__(value)
-    if kind is float and 0 < abs(value) < _WHOLE_FLOATS_BECOME_INTEGERS:
-        return float.__repr__(value)
-    if value is None or kind is bool:
-        return dump_json(value)
-    raise TypeError
+class _PlainWriter:
+    """Writes one plain value, and no more of it than a JSON object may hold.
+
+    A value may hold the same part many times, and so be far larger than the memory that it takes.
+    """
+
+    def __init__(self) -> None:
+        self._left = MAX_JSON_BYTES
+        """So many bytes may follow, at least."""
+
+    def write_object(self, value: dict[Any, Any], levels: int) -> str:
+        """Write an object; raise TypeError where there is anything in it that is not plain."""
+        members = [f"{_quote(key)}:{self._write(item, levels - 1)}" for key, item in value.items()]
+        return f"{{{','.join(members)}}}"
+
+    def _write(self, value: Any, levels: int) -> str:
+        kind = type(cast("object", value))
+        self._left -= len(value) if kind is str else 1
+        if self._left < 0:
+            raise TypeError
+        if kind is str:
+            return _quote(value)
+        if kind is list and levels:
+            return f"[{','.join([self._write(item, levels - 1) for item in value])}]"
+        if kind is dict and levels:
+            return self.write_object(value, levels)
+        if kind is int and -MAX_INTEGER < value < MAX_INTEGER:
+            return int.__repr__(value)
+        if kind is float and 0 < abs(value) < _WHOLE_FLOATS_BECOME_INTEGERS:
+            return float.__repr__(value)
+        if value is None or kind is bool:
+            return dump_json(value)
+        raise TypeError
 
 
 def check_json_object(value: object, field: str, error: type[InvalidInput]) -> JsonObject:
@@ -107,11 +135,19 @@ def check_json_object(value: object, field: str, error: type[InvalidInput]) -> J
 
     Tuples become lists, whole floats from 1e16 on become integers, -0.0 becomes 0.0, keys are
     ordered by length, then bytes. Refused: keys that are not texts, unstorable texts, numbers
-    that are not finite or not below 10**300, more than 64 levels, more than 1 MB.
+    that are not finite or not below 10**300, more than 64 levels, more than 1 MB, and what raises
+    an error of its own when it is read. No more of it is read than 1 MB.
     """
-    if not isinstance(value, Mapping):
-        raise error(field=field, reason=f"must be a JSON object, not {type(value).__name__}")
-    copy = _canonical_object(cast("_Mapping", value), field, error, MAX_JSON_DEPTH)
+    try:
+        if not isinstance(value, Mapping):
+            raise error(field=field, reason=f"must be a JSON object, not {type(value).__name__}")
+        reader = _CanonicalReader(field, error)
+        copy = reader.read_object(cast("_Mapping", value), field, MAX_JSON_DEPTH)
+    except (InvalidInput, MemoryError):
+        raise
+    except Exception as failure:
+        reason = f"could not be read: that raised {type(failure).__name__}"
+        raise error(field=field, reason=reason) from failure
     size = len(dump_json(copy).encode())
     if size > MAX_JSON_BYTES:
         reason = f"must be at most {MAX_JSON_BYTES} bytes as JSON, not {size}"
@@ -124,60 +160,108 @@ def check_optional_json(value: object, field: str, error: type[InvalidInput]) ->
     return None if value is None else check_json_object(value, field, error)
 
 
-def _canonical_object(
-    value: _Mapping, field: str, error: type[InvalidInput], levels: int
-) -> JsonObject:
-    if levels == 0:
-        raise error(field=field, reason=f"nests deeper than {MAX_JSON_DEPTH} levels")
-    copy: JsonObject = {}
-    for key, item in value.items():
-        if not isinstance(key, str):
-            reason = f"has a key that is not a text but {type(key).__name__}"
-            raise error(field=field, reason=reason)
-        check_text(key, f"{field} (a key)", error)
-        copy[str.__str__(key)] = _canonical(item, f"{field}.{key[:64]}", error, levels)
-    if len(copy) > 1:
-        return {key: copy[key] for key in sorted(copy, key=_jsonb_order)}
-    return copy
-
-
 def _jsonb_order(key: str) -> tuple[int, bytes]:
     encoded = key.encode()
     return len(encoded), encoded
 
 
-def _canonical(value: object, field: str, error: type[InvalidInput], levels: int) -> Any:
-    if value is None or value is True or value is False:
-        return value
-    if isinstance(value, str):
-        return str.__str__(check_text(value, field, error))
-    if isinstance(value, int):
-        if not -MAX_INTEGER < value < MAX_INTEGER:
-            raise error(field=field, reason="is an integer that is not below 10**300")
-        return int.__int__(value)
-    if isinstance(value, float):
-        return _canonical_float(value, field, error)
-    if isinstance(value, Mapping):
-        return _canonical_object(cast("_Mapping", value), field, error, levels - 1)
-    if isinstance(value, list | tuple):
-        if levels == 1:
-            raise error(field=field, reason=f"nests deeper than {MAX_JSON_DEPTH} levels")
-        return [
-            _canonical(item, f"{field}[{index}]", error, levels - 1)
-            for index, item in enumerate(cast("Sequence[object]", value))
-        ]
-    raise error(field=field, reason=f"is a {type(value).__name__}, which JSON does not have")
+class _CanonicalReader:
+    """Reads one JSON object, and no more of it than may be stored."""
+
+    def __init__(self, field: str, error: type[InvalidInput]) -> None:
+        self._field = field
+        self._error = error
+        self._left = MAX_JSON_BYTES
+        """So many bytes may follow: what was read takes as many as were subtracted, or more."""
+
+    def read_object(self, value: _Mapping, field: str, levels: int) -> JsonObject:
+        """Return a copy in canonical form; `field` is where it stands."""
+        if levels == 0:
+            raise self._error(field=field, reason=f"nests deeper than {MAX_JSON_DEPTH} levels")
+        copy: JsonObject = {}
+        self._take(1)
+        for key, item in value.items():
+            if not isinstance(key, str):
+                reason = f"has a key that is not a text but {type(key).__name__}"
+                raise self._error(field=field, reason=reason)
+            self._take(str.__len__(key) + 4)
+            name = check_text(key, f"{field} (a key)", self._error)
+            copy[name] = self._read(item, f"{field}.{name[:64]}", levels)
+        if len(copy) > 1:
+            return {key: copy[key] for key in sorted(copy, key=_jsonb_order)}
+        return copy
+
+    def _read(self, value: object, field: str, levels: int) -> Any:
+        if value is None or value is True or value is False:
+            self._take(4)
+            return value
+        if isinstance(value, str):
+            self._take(str.__len__(value) + 2)
+            return check_text(value, field, self._error)
+        self._take(1)
+        if isinstance(value, int):
+            whole = int.__int__(value)
+            if not -MAX_INTEGER < whole < MAX_INTEGER:
+                reason = "is an integer that is not below 10**300"
+                raise self._error(field=field, reason=reason)
+            return whole
+        if isinstance(value, float):
+            return self._read_float(float.__float__(value), field)
+        if isinstance(value, Mapping):
+            return self.read_object(cast("_Mapping", value), field, levels - 1)
+        if isinstance(value, list | tuple):
+            return self._read_list(cast("Sequence[object]", value), field, levels - 1)
+        reason = f"is a {type(value).__name__}, which JSON does not have"
+        raise self._error(field=field, reason=reason)
+
+    def _read_list(self, value: Sequence[object], field: str, levels: int) -> list[Any]:
+        if levels == 0:
+            raise self._error(field=field, reason=f"nests deeper than {MAX_JSON_DEPTH} levels")
+        copy: list[Any] = []
+        for index, item in enumerate(value):
+            self._take(1)
+            copy.append(self._read(item, f"{field}[{index}]", levels))
+        return copy
+
+    def _read_float(self, value: float, field: str) -> float | int:
+        if not math.isfinite(value):
+            raise self._error(field=field, reason=f"is {value}, and JSON knows finite numbers only")
+        if abs(value) < _WHOLE_FLOATS_BECOME_INTEGERS:
+            return value or 0.0
+        whole = int(Decimal(float.__repr__(value)))
+        if not -MAX_INTEGER < whole < MAX_INTEGER:
+            raise self._error(field=field, reason="is a number that is not below 10**300")
+        return whole
+
+    def _take(self, size: int) -> None:
+        self._left -= size
+        if self._left < 0:
+            reason = f"must be at most {MAX_JSON_BYTES} bytes as JSON, and is larger"
+            raise self._error(field=self._field, reason=reason)
 
 
-def _canonical_float(value: float, field: str, error: type[InvalidInput]) -> float | int:
-    if not math.isfinite(value):
-        raise error(field=field, reason=f"is {value}, and JSON knows finite numbers only")
-    if abs(value) < _WHOLE_FLOATS_BECOME_INTEGERS:
-        return float.__float__(value) or 0.0
-    whole = int(Decimal(float.__repr__(value)))
-    if not -MAX_INTEGER < whole < MAX_INTEGER:
-        raise error(field=field, reason="is a number that is not below 10**300")
-    return whole
+def rough_size(value: object) -> int:
+    """Return about how many characters a value takes as JSON, reading no more than one may hold."""
+    size = 0
+    parts: list[object] = [value]
+    while parts and size <= MAX_JSON_BYTES:
+        part = parts.pop()
+        if isinstance(part, str):
+            size += str.__len__(part)
+        elif isinstance(part, dict):
+            size += sum(str.__len__(key) + 4 for key in dict.keys(part) if isinstance(key, str))
+            parts.extend(dict.values(part))
+        elif isinstance(part, list):
+            size += list.__len__(part)
+            parts.extend(list.__iter__(part))
+        elif isinstance(part, tuple):
+            size += tuple.__len__(part)
+            parts.extend(tuple.__iter__(part))
+        elif isinstance(part, int | float) or part is None:
+            size += 4
+        else:
+            size += MAX_JSON_BYTES  # it may be of any size
+    return size
 
 
 def copy_json(value: JsonObject | None) -> JsonObject | None:
@@ -198,21 +282,60 @@ def storable_json(value: Mapping[str, object]) -> JsonObject:
 
     NUL and lone surrogates in texts and keys become U+FFFD, numbers that are not finite become
     null, integers of 10**300 and more become their decimal text, and so do keys that are not
-    texts. Keys that become equal by that keep the last value. What is too large or too deep
-    stays so and is refused by the store.
+    texts. Keys that become equal by that keep the last value. What is too deep, or a number of
+    more than 10,000 digits, stays so and is refused by the store.
+
+    Raises: InvalidInput for more than 1 MB.
     """
-    return {storable_text(str(key)): _storable(item) for key, item in value.items()}
+    return _Remedy().apply_to(value, MAX_JSON_DEPTH)
 
 
-def _storable(value: object) -> Any:
-    if isinstance(value, str):
-        return storable_text(value)
-    if isinstance(value, Mapping):
-        return storable_json(cast("_Mapping", value))
-    if isinstance(value, list | tuple):
-        return [_storable(item) for item in cast("Sequence[object]", value)]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, int | float) and not -MAX_INTEGER < value < MAX_INTEGER:
-        return str(Decimal(value))
-    return value
+class _Remedy:
+    """Replaces what cannot be stored in one JSON object, and reads no more than may be stored."""
+
+    def __init__(self) -> None:
+        self._left = MAX_JSON_BYTES
+
+    def apply_to(self, value: _Mapping, levels: int) -> JsonObject:
+        """Return a copy without what cannot be stored."""
+        return {
+            self._storable_text(key if isinstance(key, str) else _key_text(key)): self._storable(
+                item, levels - 1
+            )
+            for key, item in value.items()
+        }
+
+    def _storable(self, value: object, levels: int) -> Any:
+        self._take(1)
+        if isinstance(value, str):
+            return self._storable_text(value)
+        if isinstance(value, float) and not math.isfinite(value):
+            return None
+        if isinstance(value, int | float) and not -MAX_INTEGER < value < MAX_INTEGER:
+            return self._storable_text(_digits(value)) if abs(value) < _TOO_LARGE else value
+        if isinstance(value, Mapping) and levels:
+            return self.apply_to(cast("_Mapping", value), levels)
+        if isinstance(value, list | tuple) and levels:
+            return [self._storable(item, levels - 1) for item in cast("Sequence[object]", value)]
+        return value  # pyright: ignore[reportUnknownVariableType]
+
+    def _storable_text(self, text: str) -> str:
+        self._take(str.__len__(text))
+        return storable_text(text)
+
+    def _take(self, size: int) -> None:
+        self._left -= size
+        if self._left < 0:
+            reason = f"must be at most {MAX_JSON_BYTES} bytes as JSON, and is larger"
+            raise InvalidInput(field="value", reason=reason)
+
+
+def _key_text(key: object) -> str:
+    """Return the text of a key that is none."""
+    is_large = isinstance(key, int) and not -MAX_INTEGER < key < MAX_INTEGER
+    return _digits(cast("int", key)) if is_large else str(key)
+
+
+def _digits(value: float) -> str:
+    """Return the decimal text of a large number; Python's own way stops at some thousand digits."""
+    return str(Decimal(value)) if abs(value) < _TOO_LARGE else "a number of too many digits"

@@ -12,15 +12,16 @@ from typing import Final
 from attrs import evolve, field, frozen
 
 from .errors import InvalidMessage
-from .json_object import JsonObject, check_optional_json
-from .text import check_name, check_text
+from .json_object import MAX_JSON_BYTES, JsonObject, check_optional_json, dump_json
+from .text import check_name, check_text, to_text
 
 MAX_CONTENT_BYTES: Final = 10_000_000
 """Longest content of a message, in bytes of UTF-8."""
 MAX_DRAFTS: Final = 1000
 """Most messages that one call stores."""
 MAX_TURN_BYTES: Final = 100_000_000
-"""Largest content of all messages of one call together, in bytes of UTF-8."""
+"""Largest content, slots and metadata of all messages of one call together, in bytes of JSON."""
+_MOST_BYTES_A_CHARACTER: Final = 6  # of JSON in UTF-8: \u0001
 
 REDACTED_CONTENT: Final = "[redacted]"
 """What stands where the words of a redacted message were."""
@@ -43,17 +44,21 @@ _ROLES: Final[dict[object, Role]] = {role.value: role for role in Role}
 
 
 def _to_role(value: str) -> Role:
-    try:
-        return _ROLES[value]
-    except (KeyError, TypeError):
-        names = ", ".join(Role)
-        shown = repr(value[:32]) if isinstance(value, str) else type(value).__name__
-        raise InvalidMessage(field="role", reason=f"must be one of {names}, not {shown}") from None
+    text = str.__str__(value) if isinstance(value, str) else None
+    role = _ROLES.get(text)
+    if role is None:
+        shown = type(value).__name__ if text is None else repr(text[:32])
+        reason = f"must be one of {', '.join(Role)}, not {shown}"
+        raise InvalidMessage(field="role", reason=reason)
+    return role
 
 
 def _to_content(value: str) -> str:
-    text = check_text(value, "content", InvalidMessage)
-    size = content_bytes(text)
+    text = to_text(value, "content", InvalidMessage)
+    # A character takes a byte at least: of what is far too long nothing is copied.
+    if len(text) <= MAX_CONTENT_BYTES:
+        check_text(text, "content", InvalidMessage)
+    size = content_bytes(text) if len(text) <= MAX_CONTENT_BYTES else len(text)
     if size > MAX_CONTENT_BYTES:
         reason = f"must be at most {MAX_CONTENT_BYTES} bytes of UTF-8, not {size}"
         raise InvalidMessage(field="content", reason=reason)
@@ -171,22 +176,47 @@ def _own(draft: MessageDraft) -> MessageDraft:
     )
 
 
+def _most_bytes(draft: MessageDraft) -> int:
+    """Return a size that the draft does not exceed, without looking closely."""
+    objects = (draft.slots is not None) + (draft.metadata is not None)
+    return _MOST_BYTES_A_CHARACTER * len(draft.content) + MAX_JSON_BYTES * objects
+
+
+def _bytes(draft: MessageDraft) -> int:
+    """Return how many bytes what the draft says takes as it is sent, as JSON in UTF-8."""
+    objects = (draft.slots, draft.metadata)
+    size = sum(content_bytes(dump_json(value)) for value in objects if value is not None)
+    return size + content_bytes(dump_json(draft.content)) - len('""')
+
+
 def check_drafts(drafts: Iterable[MessageDraft], *, least: int) -> tuple[MessageDraft, ...]:
     """Return `drafts` as they are now; raise InvalidMessage if too few, too many or too large.
 
-    What the caller does to their slots and metadata afterwards has no effect.
+    What the caller does to their slots and metadata afterwards has no effect. No more of them is
+    asked for than may be stored.
     """
-    checked = tuple(_own(draft) for draft in drafts)
-    if not least <= len(checked) <= MAX_DRAFTS:
+    if not isinstance(drafts, Iterable):
+        reason = f"must be a sequence of MessageDraft objects, not {type(drafts).__name__}"
+        raise InvalidMessage(field="drafts", reason=reason)
+    checked: list[MessageDraft] = []
+    size = at_most = 0
+    uncounted = 0
+    for draft in drafts:
+        if len(checked) == MAX_DRAFTS:
+            reason = f"must be {least}..{MAX_DRAFTS} messages, and are more"
+            raise InvalidMessage(field="drafts", reason=reason)
+        checked.append(_own(draft))
+        at_most += _most_bytes(checked[-1])
+        if at_most > MAX_TURN_BYTES:  # it may be too large: count what it comes to so far
+            size += sum(map(_bytes, checked[uncounted:]))
+            at_most, uncounted = size, len(checked)
+        if size > MAX_TURN_BYTES:
+            reason = f"must come to at most {MAX_TURN_BYTES} bytes of JSON together, and are more"
+            raise InvalidMessage(field="drafts", reason=reason)
+    if len(checked) < least:
         reason = f"must be {least}..{MAX_DRAFTS} messages, not {len(checked)}"
         raise InvalidMessage(field="drafts", reason=reason)
-    size = sum(len(draft.content) for draft in checked)
-    if size > MAX_TURN_BYTES // 4:
-        size = sum(content_bytes(draft.content) for draft in checked)
-        if size > MAX_TURN_BYTES:
-            reason = f"must hold at most {MAX_TURN_BYTES} bytes of content together, not {size}"
-            raise InvalidMessage(field="drafts", reason=reason)
-    return checked
+    return tuple(checked)
 
 
 @frozen(kw_only=True)

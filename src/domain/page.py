@@ -21,15 +21,18 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 _PLACE: Final = struct.Struct(">qq")
 _SEAL_BYTES: Final = 8
+_MOST_CHARACTERS: Final = 64  # a cursor has half as many
 
 
 def check_limit(limit: object) -> int:
     """Return `limit` if it is an integer of 1..1000; raise InvalidLimit if not."""
-    if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= MAX_LIMIT:
-        shown = limit if isinstance(limit, int) and abs(limit) < 10**12 else type(limit).__name__
+    number = int.__int__(limit) if isinstance(limit, int) and not isinstance(limit, bool) else None
+    if number is None or not 1 <= number <= MAX_LIMIT:
+        is_short = number is not None and abs(number) < 10**12
+        shown = number if is_short else type(limit).__name__
         reason = f"must be an integer of 1..{MAX_LIMIT}, not {shown}"
         raise InvalidLimit(field="limit", reason=reason)
-    return limit
+    return number
 
 
 @frozen(kw_only=True)
@@ -62,7 +65,9 @@ class ConversationCursor:
         A cursor is no secret and no permission: it only says where to go on.
         """
         try:
-            raw = base64.b64decode(str(text).encode("ascii"), altchars=b"-_", validate=True)
+            if not isinstance(text, str) or str.__len__(text) > _MOST_CHARACTERS:
+                raise ValueError
+            raw = base64.b64decode(str.__str__(text).encode("ascii"), altchars=b"-_", validate=True)
             place, seal = raw[: _PLACE.size], raw[_PLACE.size :]
             microseconds, conversation_id = _PLACE.unpack(place)
             if seal != _seal(place, user_id, status):

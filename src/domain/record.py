@@ -19,7 +19,10 @@ from .json_object import JsonObject, dump_optional
 from .message import Message, MessageDraft, content_bytes
 
 MAX_RECORD_BYTES: Final = 100_000_000
-"""Largest content of all messages of a record together, in bytes of UTF-8."""
+"""Largest content, slots and metadata of all messages of a record together, in bytes of UTF-8."""
+MAX_RECORD_MESSAGES: Final = 1_000_000
+"""Most messages of a record."""
+_MOST_TIME_CHARACTERS: Final = 64
 
 
 class MessageRecord(TypedDict):
@@ -57,17 +60,18 @@ _MESSAGE_FIELDS = frozenset(MessageRecord.__annotations__)
 
 def check_record(record: object, number: int) -> ImportedConversation:
     """Read record `number` of a stream; raise InvalidRecord saying which field is wrong and why."""
-    plain = read_plain(record, _CONVERSATION_FIELDS, _MESSAGE_FIELDS)
-    if plain is not None:
-        return plain
     try:
-        return _read_record(record, number)
-    except InvalidRecord:
+        plain = read_plain(record, _CONVERSATION_FIELDS, _MESSAGE_FIELDS)
+        return plain or _read_record(record, number)
+    except (InvalidRecord, MemoryError):
         raise
     except InvalidInput as error:
         raise InvalidRecord(
             record=number, field=error.field, reason=error.reason, offset=error.offset
         ) from error
+    except Exception as error:
+        reason = f"could not be read: that raised {type(error).__name__}"
+        raise InvalidRecord(record=number, field="record", reason=reason) from error
 
 
 def _read_record(record: object, number: int) -> ImportedConversation:
@@ -89,8 +93,8 @@ def _read_record(record: object, number: int) -> ImportedConversation:
     )
     start_time = _time(values.get("start_time"), "start_time", number)
     last_activity = _time(values.get("last_activity"), "last_activity", number)
-    drafts, timestamps = _read_messages(cast("Sequence[object]", messages), number)
-    _check_order([start_time, *timestamps, last_activity], number)
+    said = _read_messages(cast("Sequence[object]", messages), number)
+    _check_order([start_time, *said.timestamps, last_activity], number)
     return ImportedConversation(
         user_id=conversation.user_id,
         session_id=conversation.session_id,
@@ -99,46 +103,27 @@ def _read_record(record: object, number: int) -> ImportedConversation:
         source=conversation.source,
         metadata=dump_optional(conversation.metadata),
         status=to_status(values.get("status", Status.ACTIVE)),
-        start_time=start_time or (timestamps[0] if timestamps else None),
-        last_activity=last_activity or (timestamps[-1] if timestamps else None),
-        messages=ImportedMessages(
-            roles=[draft.role.value for draft in drafts],
-            contents=[draft.content for draft in drafts],
-            intent_types=[draft.intent_type for draft in drafts],
-            slots=[dump_optional(draft.slots) for draft in drafts],
-            metadata=[dump_optional(draft.metadata) for draft in drafts],
-            timestamps=timestamps,
-        ),
+        start_time=start_time or (said.timestamps[0] if said.timestamps else None),
+        last_activity=last_activity or (said.timestamps[-1] if said.timestamps else None),
+        messages=said,
     )
 
 
-def _read_messages(
-    messages: Sequence[object], number: int
-) -> tuple[list[MessageDraft], list[datetime]]:
-    drafts: list[MessageDraft] = []
+def _read_messages(messages: Sequence[object], number: int) -> ImportedMessages:
+    roles: list[str] = []
+    contents: list[str] = []
+    intent_types: list[str | None] = []
+    slots: list[str | None] = []
+    metadata: list[str | None] = []
     timestamps: list[datetime] = []
     size = 0
     for index, message in enumerate(messages):
+        if index == MAX_RECORD_MESSAGES:
+            reason = f"must be at most {MAX_RECORD_MESSAGES}, and are more"
+            raise InvalidRecord(record=number, field="messages", reason=reason)
         place = f"messages[{index}]"
         values = _fields(message, place, _MESSAGE_FIELDS, number)
-        if "content" not in values or "role" not in values:
-            missing = "role" if "role" not in values else "content"
-            raise InvalidRecord(record=number, field=f"{place}.{missing}", reason="is missing")
-        try:
-            draft = MessageDraft(
-                role=values["role"],
-                content=values["content"],
-                intent_type=values.get("intent_type"),
-                slots=values.get("slots"),
-                metadata=values.get("metadata"),
-            )
-        except InvalidInput as error:
-            raise InvalidRecord(
-                record=number,
-                field=f"{place}.{error.field}",
-                reason=error.reason,
-                offset=error.offset,
-            ) from error
+        draft = _read_draft(values, place, number)
         position = values.get("position", index + 1)
         if isinstance(position, bool) or position != index + 1:
             reason = f"must be {index + 1}: positions count 1, 2, 3 … in order"
@@ -146,27 +131,64 @@ def _read_messages(
         timestamp = _time(values.get("timestamp"), f"{place}.timestamp", number)
         if timestamp is not None:
             timestamps.append(timestamp)
-        drafts.append(draft)
-        size += content_bytes(draft.content)
-    if timestamps and len(timestamps) != len(drafts):
+        roles.append(draft.role.value)
+        contents.append(draft.content)
+        intent_types.append(draft.intent_type)
+        slots.append(dump_optional(draft.slots))
+        metadata.append(dump_optional(draft.metadata))
+        texts = (draft.content, slots[-1], metadata[-1])
+        size += sum(content_bytes(text) for text in texts if text is not None)
+        if size > MAX_RECORD_BYTES:
+            reason = f"hold more than {MAX_RECORD_BYTES} bytes of content and JSON together"
+            raise InvalidRecord(record=number, field="messages", reason=reason)
+    if timestamps and len(timestamps) != len(contents):
         reason = "all messages of a record must have a timestamp, or none"
         raise InvalidRecord(record=number, field="messages", reason=reason)
-    if size > MAX_RECORD_BYTES:
-        reason = f"hold more than {MAX_RECORD_BYTES} bytes of content together"
-        raise InvalidRecord(record=number, field="messages", reason=reason)
-    return drafts, timestamps
+    return ImportedMessages(
+        roles=roles,
+        contents=contents,
+        intent_types=intent_types,
+        slots=slots,
+        metadata=metadata,
+        timestamps=timestamps,
+    )
 
 
-def _fields(value: object, place: str, known: frozenset[str], number: int) -> Mapping[str, Any]:
+def _read_draft(values: Mapping[str, Any], place: str, number: int) -> MessageDraft:
+    if "content" not in values or "role" not in values:
+        missing = "role" if "role" not in values else "content"
+        raise InvalidRecord(record=number, field=f"{place}.{missing}", reason="is missing")
+    try:
+        return MessageDraft(
+            role=values["role"],
+            content=values["content"],
+            intent_type=values.get("intent_type"),
+            slots=values.get("slots"),
+            metadata=values.get("metadata"),
+        )
+    except InvalidInput as error:
+        raise InvalidRecord(
+            record=number,
+            field=f"{place}.{error.field}",
+            reason=error.reason,
+            offset=error.offset,
+        ) from error
+
+
+def _fields(value: object, place: str, known: frozenset[str], number: int) -> dict[str, Any]:
+    """Return the fields of a record or message as they are now, each read once."""
     if not isinstance(value, Mapping):
         reason = f"must be a JSON object, not {type(value).__name__}"
         raise InvalidRecord(record=number, field=place, reason=reason)
-    fields = cast("Mapping[str, Any]", value)
-    for name in fields:
+    fields: dict[str, Any] = {}
+    for name, item in cast("Mapping[str, Any]", value).items():
         if name not in known:
-            shown = repr(str(name)[:64])
+            shown = repr(str.__str__(name)[:64]) if isinstance(name, str) else type(name).__name__
             reason = f"has an unknown field {shown}; known are {', '.join(sorted(known))}"
             raise InvalidRecord(record=number, field=place, reason=reason)
+        if name in fields:
+            raise InvalidRecord(record=number, field=place, reason=f"has {name} more than once")
+        fields[name] = item
     return fields
 
 
@@ -175,7 +197,8 @@ def _time(value: object, name: str, number: int) -> datetime | None:
         return None
     reason = "must be a date and time in ISO 8601"
     try:
-        moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+        text = value if isinstance(value, str) and len(value) <= _MOST_TIME_CHARACTERS else None
+        moment = value if text is None else datetime.fromisoformat(text)
         if isinstance(moment, datetime):
             if moment.tzinfo is not None:
                 return moment.astimezone(UTC)
@@ -233,5 +256,12 @@ def format_time(moment: datetime) -> str:
 
 
 def dump_record(record: ConversationRecord) -> str:
-    """Write a record as one line of JSON, without line end: the same record, the same bytes."""
-    return json.dumps(record, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    """Write a record as one line of JSON, without line end: the same record, the same bytes.
+
+    Raises: InvalidInput for what no export gives: what JSON does not have, or nests too deep.
+    """
+    try:
+        return json.dumps(record, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    except (RecursionError, TypeError, ValueError) as error:
+        reason = f"cannot be written as JSON: that raised {type(error).__name__}"
+        raise InvalidInput(field="record", reason=reason) from error

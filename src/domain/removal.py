@@ -29,9 +29,8 @@ def _to_status(value: str | None) -> Status | None:
     return None if value is None else to_status(value)
 
 
-def _check_user_id(_: object, __: Attribute[Any], value: str | None) -> None:
-    if value is not None:
-        check_name(value, "user_id", InvalidConversation)
+def _to_user_id(value: str | None) -> str | None:
+    return None if value is None else check_name(value, "user_id", InvalidConversation)
 
 
 def check_time(value: object) -> datetime:
@@ -54,7 +53,7 @@ def _check_time(_: object, __: Attribute[Any], value: datetime | None) -> None:
 class RemovalCondition:
     """Which conversations are to be removed: those that meet all that is given."""
 
-    user_id: str | None = field(default=None, validator=_check_user_id)
+    user_id: str | None = field(default=None, converter=_to_user_id)
     """Whose; None: everybody's, as far as the unit of work sees them."""
     inactive_since: datetime | None = field(default=None, validator=_check_time)
     """Only those whose last_activity lies before this time."""

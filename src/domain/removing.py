@@ -26,7 +26,7 @@ class Repository:
             if scope is None:
                 raise InvalidConversation(field="user_id", reason="is missing")
             return scope
-        check_name(user_id, "user_id", InvalidConversation)
+        user_id = check_name(user_id, "user_id", InvalidConversation)
         if scope is not None and user_id != scope:
             reason = "the unit of work acts for one user; another user_id was named"
             raise UnitOfWorkMisuse(reason=reason)
@@ -42,7 +42,7 @@ def _place(after: str | None, only: RemovalCondition) -> str | None:
     """Return the place after which a batch begins: a session of the user, or an id."""
     if after is None:
         return None
-    check_name(after, "after", InvalidConversation)
+    after = check_name(after, "after", InvalidConversation)
     if only.user_id is None and not (
         after.isascii() and after.isdecimal() and int(after) <= MAX_ID
     ):

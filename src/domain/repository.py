@@ -112,7 +112,7 @@ class ConversationRepository(RemovingRepository, ABC):
     async def find(self, session_id: str, user_id: str | None = None) -> Conversation | None:
         """Read the conversation of a session; None if the user has none."""
         owner = self._owner(user_id)
-        check_name(session_id, "session_id", InvalidConversation)
+        session_id = check_name(session_id, "session_id", InvalidConversation)
         await self._unit.before_read()
         return await self._find(owner, session_id)
 
@@ -129,7 +129,7 @@ class ConversationRepository(RemovingRepository, ABC):
         Errors: InvalidLimit, InvalidCursor.
         """
         owner = self._owner(user_id)
-        check_limit(limit)
+        limit = check_limit(limit)
         start = None if after is None else ConversationCursor.decode(after, owner, status)
         await self._unit.before_read()
         found = await self._list_page(owner, status, limit + 1, start)
@@ -275,12 +275,12 @@ class MessageRepository(Repository, ABC):
 
         Redacted already is success without change. Errors: MessageNotFound.
         """
-        check_integer(message_id, "message_id", InvalidMessage)
+        message_id = check_integer(message_id, "message_id", InvalidMessage)
         return self._unit.register(self._redact(message_id))
 
     async def get(self, message_id: int) -> Message:
         """Read one message. Errors: MessageNotFound."""
-        check_integer(message_id, "message_id", InvalidMessage)
+        message_id = check_integer(message_id, "message_id", InvalidMessage)
         await self._unit.before_read()
         return await self._get(message_id)
 
@@ -292,9 +292,9 @@ class MessageRepository(Repository, ABC):
         Errors: ConversationNotFound, InvalidLimit.
         """
         conversation_id = check_conversation_id(conversation_id)
-        check_limit(limit)
+        limit = check_limit(limit)
         if before is not None:
-            check_integer(before, "before", InvalidMessage)
+            before = check_integer(before, "before", InvalidMessage)
         await self._unit.before_read()
         return await self._latest(conversation_id, limit, before)
 
@@ -304,8 +304,8 @@ class MessageRepository(Repository, ABC):
         Errors: ConversationNotFound, InvalidLimit.
         """
         conversation_id = check_conversation_id(conversation_id)
-        check_integer(position, "position", InvalidMessage)
-        check_limit(limit)
+        position = check_integer(position, "position", InvalidMessage)
+        limit = check_limit(limit)
         await self._unit.before_read()
         return await self._after(conversation_id, position, limit)
 

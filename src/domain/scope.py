@@ -20,7 +20,8 @@ class Scope:
     def __attrs_post_init__(self) -> None:
         """Check it. Errors: InvalidConversation, UnitOfWorkMisuse."""
         if self.user_id is not None:
-            check_name(self.user_id, "user_id", InvalidConversation)
+            name = check_name(self.user_id, "user_id", InvalidConversation)
+            object.__setattr__(self, "user_id", name)  # where it was of a subclass of str
         elif self.row_security:
             raise UnitOfWorkMisuse(
                 reason="under row security a unit of work acts for one user: name the user_id, or "

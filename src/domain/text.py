@@ -32,10 +32,12 @@ def is_storable(text: str) -> bool:
 
 
 def check_text(value: object, field: str, error: type[InvalidInput]) -> str:
-    """Return `value` if it is a text that can be stored; raise `error` naming `field` if not."""
-    if not isinstance(value, str):
-        raise error(field=field, reason=f"must be a text, not {type(value).__name__}")
-    bad = None if is_storable(value) else _UNSTORABLE.search(value)
+    """Return `value` if it is a text that can be stored; raise `error` naming `field` if not.
+
+    What is returned is a plain text: a subclass of str may say one thing and hold another.
+    """
+    text = to_text(value, field, error)
+    bad = None if is_storable(text) else _UNSTORABLE.search(text)
     if bad is not None:
         what = "a NUL character" if bad[0] == "\0" else "a lone surrogate"
         raise error(
@@ -43,13 +45,20 @@ def check_text(value: object, field: str, error: type[InvalidInput]) -> str:
             reason=f"holds {what}, which cannot be stored; storable_text() replaces it",
             offset=bad.start(),
         )
-    return value
+    return text
+
+
+def to_text(value: object, field: str, error: type[InvalidInput]) -> str:
+    """Return `value` as a plain text; raise `error` if it is none."""
+    if not isinstance(value, str):
+        raise error(field=field, reason=f"must be a text, not {type(value).__name__}")
+    return value if type(value) is str else str.__str__(value)
 
 
 def check_name(value: object, field: str, error: type[InvalidInput]) -> str:
     """Return `value` if it is a storable text of 1..255 characters; raise `error` if not."""
-    text = check_text(value, field, error)
+    text = to_text(value, field, error)
     if not 1 <= len(text) <= MAX_NAME_LENGTH:
         reason = f"must have 1..{MAX_NAME_LENGTH} characters, not {len(text)}"
         raise error(field=field, reason=reason)
-    return text
+    return check_text(text, field, error)
