@@ -47,6 +47,12 @@ class ImportedMessages:
     def __len__(self) -> int:
         return len(self.contents)
 
+    @property
+    def size(self) -> int:
+        """How many characters they say, as text."""
+        texts = filter(None, chain(self.contents, self.slots, self.metadata))
+        return sum(map(len, texts))
+
 
 @frozen(kw_only=True)
 class ImportedConversation:
@@ -65,6 +71,11 @@ class ImportedConversation:
     last_activity: datetime | None
     """The record's, or else its last timestamp; None: the store's clock."""
     messages: ImportedMessages
+
+    @property
+    def size(self) -> int:
+        """How many characters it holds, as text."""
+        return self.messages.size + len(self.metadata or "")
 
     @property
     def session(self) -> tuple[str, str]:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Iterable,
+    Sequence,
+)
 from contextlib import aclosing
-from typing import Any, Final, get_args
+from itertools import islice
+from typing import Any, Final, cast, get_args
 
 from ..domain.errors import ConversationStoreError, InvalidConversation
 from ..domain.imported import ImportedConversation
+from ..domain.json_object import weigh
 from ..domain.receipt import ImportReceipt
 from ..domain.record import ConversationRecord, check_record
 from ..domain.repository import OnDuplicate
@@ -19,7 +28,9 @@ BATCH_CONVERSATIONS: Final = 1_000
 BATCH_MESSAGES: Final = 20_000
 """So many messages end a batch of an import."""
 BATCH_CHARACTERS: Final = 8_000_000
-"""So much content ends a batch of an import."""
+"""So much content, slots and metadata ends a batch of an import."""
+MOST_CHARACTERS: Final = 2 * BATCH_CHARACTERS
+"""So much as text splits a batch: a part that its objects hold many times was counted once."""
 _CHECKED_AT_ONCE: Final = 16
 """Records that are checked without letting others run."""
 
@@ -57,6 +68,9 @@ async def import_conversations(
     if on_duplicate not in get_args(OnDuplicate):
         reason = "must be 'error' or 'skip'"
         raise InvalidConversation(field="on_duplicate", reason=reason)
+    if not isinstance(records, Iterable | AsyncIterable):
+        reason = f"must be an iterable of records, not {type(records).__name__}"
+        raise InvalidConversation(field="records", reason=reason)
     receipt = ImportReceipt()
     try:
         async with aclosing(_checked_batches(records)) as batches:
@@ -101,30 +115,37 @@ class _Stream:
         self.error: Exception | None = None
         """What ended the stream."""
         self._batches = _batches(records)
+        self._rest: tuple[int, list[Any]] | None = None
+        """Of a batch that turned out too large: the number of a record, and all from it on."""
 
     async def begin_next(self) -> asyncio.Task[list[ImportedConversation]] | None:
         """Read the next batch and begin to check it; None if there is none."""
         try:
-            batch = await anext(self._batches, None)
+            batch = self._rest or await anext(self._batches, None)
         except Exception as error:  # noqa: BLE001 - whatever the host's own stream raises
             self.error = error
             return None
         if batch is None:
             return None
-        checking = asyncio.create_task(_check(*batch))
+        self._rest = None
+        checking = asyncio.create_task(self._check(*batch))
         # Where nobody waits for it any more, the import has failed already.
         checking.add_done_callback(lambda task: task.cancelled() or task.exception())
         return checking
 
-
-async def _check(first: int, batch: list[Any]) -> list[ImportedConversation]:
-    """Check records, and let others run now and then."""
-    checked: list[ImportedConversation] = []
-    for number, record in enumerate(batch, first):
-        checked.append(check_record(record, number))
-        if number % _CHECKED_AT_ONCE == 0:
-            await asyncio.sleep(0)
-    return checked
+    async def _check(self, first: int, batch: list[Any]) -> list[ImportedConversation]:
+        """Check records, as many as go into one transaction; let others run now and then."""
+        checked: list[ImportedConversation] = []
+        size = 0
+        for number, record in enumerate(batch, first):
+            if size >= MOST_CHARACTERS:
+                self._rest = number, batch[number - first :]
+                break
+            checked.append(check_record(record, number))
+            size += checked[-1].size
+            if number % _CHECKED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        return checked
 
 
 async def _batches(
@@ -160,10 +181,18 @@ def _weight(record: Any) -> tuple[int, int] | None:
     It will be refused then, so there is no need to read on.
     """
     try:
-        lengths = [len(message["content"]) for message in record["messages"]]
-    except (AttributeError, IndexError, KeyError, TypeError):
+        messages = record["messages"]
+        if not isinstance(messages, list | tuple):
+            return None
+        # One that is longer ends the batch, however much longer it is.
+        some = list(islice(cast("Sequence[Any]", messages), BATCH_MESSAGES))
+        lengths = [len(message["content"]) for message in some]
+        objects = [message.get(name) for message in some for name in ("slots", "metadata")]
+        objects.append(record.get("metadata"))
+        size = sum(weigh(value) for value in objects if value)
+    except Exception:  # noqa: BLE001 - whatever it is, a closer look will tell
         return None
-    return len(lengths), sum(lengths)
+    return len(lengths), sum(lengths) + size
 
 
 async def _each(records: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:
