@@ -73,11 +73,9 @@ def _to_metadata_change(
 
 def to_status(value: str, field_name: str = "status") -> Status:
     """Return the Status of that name; raise InvalidConversation if there is none."""
-    text = str.__str__(value) if isinstance(value, str) else None
-    status = _STATUSES.get(text)
+    status = _STATUSES.get(str.__str__(value) if isinstance(value, str) else None)
     if status is None:
-        shown = type(value).__name__ if text is None else repr(text[:32])
-        reason = f"must be one of {', '.join(Status)}, not {shown}"
+        reason = f"must be one of {', '.join(Status)}"
         raise InvalidConversation(field=field_name, reason=reason)
     return status
 
@@ -115,7 +113,7 @@ class Conversation:
     """1 when started; grows by 1 with every change, appends included."""
     rescue_id: str | None = None
     """Reference to a case in the host's world."""
-    intent_type: str | None = None
+    intent_type: str | None = field(default=None, repr=False)
     """The intent that the conversation is about."""
     source: str | None = None
     """Where it came from: a channel, a data set."""
@@ -138,12 +136,12 @@ class NewConversation:
     user_id: str = field(validator=_check)
     session_id: str = field(validator=_check)
     rescue_id: str | None = field(default=None, validator=_check)
-    intent_type: str | None = field(default=None, validator=_check)
+    intent_type: str | None = field(default=None, validator=_check, repr=False)
     source: str | None = field(default=None, validator=_check)
     metadata: JsonObject | None = field(
         default=None, converter=_to_metadata, repr=False, hash=False
     )
-    drafts: tuple[MessageDraft, ...] = ()
+    drafts: tuple[MessageDraft, ...] = field(default=(), repr=False)
 
     @property
     def digest(self) -> bytes:
@@ -196,7 +194,7 @@ class ConversationChanges:
     """The columns of a conversation that an update sets; those left UNCHANGED stay."""
 
     rescue_id: str | Unchanged | None = field(default=UNCHANGED, validator=_check)
-    intent_type: str | Unchanged | None = field(default=UNCHANGED, validator=_check)
+    intent_type: str | Unchanged | None = field(default=UNCHANGED, validator=_check, repr=False)
     metadata: JsonObject | Unchanged | None = field(
         default=UNCHANGED, converter=_to_metadata_change, repr=False, hash=False
     )

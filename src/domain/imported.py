@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from itertools import chain
 from typing import Any, Final, TypeAlias, cast
 
-from attrs import frozen
+from attrs import field, frozen
 
 from .conversation import Status
 from .errors import DuplicateSession
@@ -35,11 +35,11 @@ class ImportedMessages:
     """The messages of a record, oldest first, as columns of equal length."""
 
     roles: Sequence[str]
-    contents: Sequence[str]
-    intent_types: Sequence[str | None]
-    slots: Sequence[str | None]
+    contents: Sequence[str] = field(repr=False)
+    intent_types: Sequence[str | None] = field(repr=False)
+    slots: Sequence[str | None] = field(repr=False)
     """JSON texts."""
-    metadata: Sequence[str | None]
+    metadata: Sequence[str | None] = field(repr=False)
     """JSON texts."""
     timestamps: Sequence[datetime]
     """One a message, or none at all: then all messages take last_activity."""
@@ -61,9 +61,9 @@ class ImportedConversation:
     user_id: str
     session_id: str
     rescue_id: str | None
-    intent_type: str | None
+    intent_type: str | None = field(repr=False)
     source: str | None
-    metadata: str | None
+    metadata: str | None = field(repr=False)
     """A JSON text."""
     status: Status
     start_time: datetime | None

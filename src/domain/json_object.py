@@ -16,7 +16,7 @@ from json.encoder import encode_basestring as _quote
 from typing import Any, Final, TypeAlias, cast
 
 from .errors import InvalidInput
-from .text import check_text, is_storable, storable_text
+from .text import check_text, is_storable, shown_name, storable_text
 
 JsonObject: TypeAlias = dict[str, Any]
 """A JSON object in canonical form."""
@@ -146,9 +146,9 @@ def check_json_object(value: object, field: str, error: type[InvalidInput]) -> J
         copy = reader.read_object(cast("_Mapping", value), field, MAX_JSON_DEPTH)
     except (InvalidInput, MemoryError):
         raise
-    except Exception as failure:
+    except Exception as failure:  # noqa: BLE001 - whatever a value of the host raises
         reason = f"could not be read: that raised {type(failure).__name__}"
-        raise error(field=field, reason=reason) from failure
+        raise error(field=field, reason=reason) from None
     size = len(dump_json(copy).encode())
     if size > MAX_JSON_BYTES:
         reason = f"must be at most {MAX_JSON_BYTES} bytes as JSON, not {size}"
@@ -181,13 +181,13 @@ class _CanonicalReader:
             raise self._error(field=field, reason=f"nests deeper than {MAX_JSON_DEPTH} levels")
         copy: JsonObject = {}
         self._take(1)
-        for key, item in value.items():
+        for number, (key, item) in enumerate(value.items(), 1):
             if not isinstance(key, str):
                 reason = f"has a key that is not a text but {type(key).__name__}"
                 raise self._error(field=field, reason=reason)
             self._take(str.__len__(key) + 4)
             name = check_text(key, f"{field} (a key)", self._error)
-            copy[name] = self._read(item, f"{field}.{name[:64]}", levels)
+            copy[name] = self._read(item, f"{field}.{shown_name(name, number)}", levels)
         if len(copy) > 1:
             return {key: copy[key] for key in sorted(copy, key=_jsonb_order)}
         return copy

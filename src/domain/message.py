@@ -44,11 +44,9 @@ _ROLES: Final[dict[object, Role]] = {role.value: role for role in Role}
 
 
 def _to_role(value: str) -> Role:
-    text = str.__str__(value) if isinstance(value, str) else None
-    role = _ROLES.get(text)
+    role = _ROLES.get(str.__str__(value) if isinstance(value, str) else None)
     if role is None:
-        shown = type(value).__name__ if text is None else repr(text[:32])
-        reason = f"must be one of {', '.join(Role)}, not {shown}"
+        reason = f"must be one of {', '.join(Role)}"
         raise InvalidMessage(field="role", reason=reason)
     return role
 
@@ -93,7 +91,7 @@ class MessageDraft:
     """Who speaks: user, assistant, system or tool."""
     content: str = field(converter=_to_content, repr=False)
     """The words: up to 10 MB of UTF-8; may be empty (tool calls produce that)."""
-    intent_type: str | None = field(default=None, converter=_to_intent_type)
+    intent_type: str | None = field(default=None, converter=_to_intent_type, repr=False)
     """The intent that the language-understanding step found, 1..255 characters."""
     slots: JsonObject | None = field(default=None, converter=_to_slots, repr=False, hash=False)
     """The slots that it found: a JSON object of at most 1 MB."""
@@ -135,7 +133,7 @@ class Message:
     """The words."""
     timestamp: datetime
     """When it was stored, by the store's clock, in UTC; never decreases with position."""
-    intent_type: str | None = None
+    intent_type: str | None = field(default=None, repr=False)
     """The intent found in it."""
     slots: JsonObject | None = field(default=None, repr=False, hash=False)
     """The slots found in it."""

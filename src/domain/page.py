@@ -73,10 +73,11 @@ class ConversationCursor:
             if seal != _seal(place, user_id, status):
                 raise ValueError
             moment = _EPOCH + microseconds * _MICROSECOND
+            return cls(last_activity=moment, conversation_id=conversation_id)
         except (ValueError, struct.error, binascii.Error, OverflowError):
-            reason = "is damaged or was made for another list; start again without a cursor"
-            raise InvalidCursor(field="after", reason=reason) from None
-        return cls(last_activity=moment, conversation_id=conversation_id)
+            pass  # told below, for what says here why holds the text
+        reason = "is damaged or was made for another list; start again without a cursor"
+        raise InvalidCursor(field="after", reason=reason)
 
 
 def _seal(place: bytes, user_id: str, status: Status | None) -> bytes:

@@ -17,6 +17,7 @@ from .errors import InvalidInput, InvalidRecord
 from .imported import ImportedConversation, ImportedMessages, read_plain
 from .json_object import JsonObject, dump_optional
 from .message import Message, MessageDraft, content_bytes
+from .text import shown_name
 
 MAX_RECORD_BYTES: Final = 100_000_000
 """Largest content, slots and metadata of all messages of a record together, in bytes of UTF-8."""
@@ -181,9 +182,11 @@ def _fields(value: object, place: str, known: frozenset[str], number: int) -> di
         reason = f"must be a JSON object, not {type(value).__name__}"
         raise InvalidRecord(record=number, field=place, reason=reason)
     fields: dict[str, Any] = {}
-    for name, item in cast("Mapping[str, Any]", value).items():
+    for index, (name, item) in enumerate(cast("Mapping[str, Any]", value).items(), 1):
         if name not in known:
-            shown = repr(str.__str__(name)[:64]) if isinstance(name, str) else type(name).__name__
+            shown = type(name).__name__
+            if isinstance(name, str):
+                shown = shown_name(str.__str__(name), index)
             reason = f"has an unknown field {shown}; known are {', '.join(sorted(known))}"
             raise InvalidRecord(record=number, field=place, reason=reason)
         if name in fields:

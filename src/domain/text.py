@@ -15,6 +15,7 @@ from .errors import InvalidInput
 MAX_NAME_LENGTH: Final = 255
 """Longest id or name, in characters."""
 
+_LONGEST_SHOWN: Final = 40
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -62,3 +63,13 @@ def check_name(value: object, field: str, error: type[InvalidInput]) -> str:
         reason = f"must have 1..{MAX_NAME_LENGTH} characters, not {len(text)}"
         raise error(field=field, reason=reason)
     return check_text(text, field, error)
+
+
+def shown_name(name: str, number: int) -> str:
+    """Return how an error calls the member of that name: by it, or else by its number, from 1.
+
+    Members of slots and metadata are called whatever the host, or a model, likes: by an address or
+    a sentence, too. Only what looks like the name of a field is shown as one.
+    """
+    is_short = len(name) <= _LONGEST_SHOWN and name.isascii()
+    return name if is_short and name.replace("-", "_").isidentifier() else f"<key {number}>"

@@ -11,7 +11,7 @@ import click
 
 from ..bootstrap import ConversationStore
 from ..domain.conversation import Status
-from ..domain.errors import ConversationStoreError, StoreUnavailable
+from ..domain.errors import ConversationStoreError
 from ..domain.page import ConversationPage
 from ..domain.repository import OnDuplicate
 from ..service_layer.conversations import get_conversation, list_conversations
@@ -22,13 +22,11 @@ from .show import new_console, print_conversation, print_list
 from .terminal import (
     BAD_INPUT,
     INTERRUPTED,
-    UNREACHABLE,
     CommandError,
     Report,
     describe,
     exit_code_of,
     fail,
-    may_tell_password,
     prepare_process,
     run_async,
 )
@@ -100,19 +98,10 @@ async def _open_store(dsn: str | None, schema: str) -> AsyncGenerator[Conversati
     if dsn is None:
         reason = "which database? Name it by --dsn or by CONVERSATION_STORE_DSN"
         raise click.UsageError(reason, click.get_current_context())
-    try:
-        async with ConversationStore.connect(
-            dsn, schema=schema, min_size=1, max_size=2, timeout=10.0
-        ) as store:
-            yield store
-    except StoreUnavailable:
-        if not may_tell_password(dsn):
-            raise
-        reason = (
-            "the server cannot be reached, and its answer may hold a part of the password: "
-            "write @ : / ? # percent-encoded in the password of a URL"
-        )
-        raise CommandError(reason, UNREACHABLE) from None
+    async with ConversationStore.connect(
+        dsn, schema=schema, min_size=1, max_size=2, timeout=10.0
+    ) as store:
+        yield store
 
 
 @click.group(invoke_without_command=True)

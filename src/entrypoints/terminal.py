@@ -6,7 +6,6 @@ import asyncio
 import io
 import logging
 import os
-import re
 import signal
 import sys
 import time
@@ -42,8 +41,6 @@ _SECONDS_TO_CONNECT: Final = "10"
 _SECONDS_BETWEEN_LINES: Final = 1.0
 _LONGEST_ERROR: Final = 1200
 _NOT_MIGRATED: Final = {"42P01", "3F000", "42883", "42703"}
-_USER_AND_PASSWORD: Final = re.compile(r"^\w+://[^:/?#@]*:(.*)@")
-_RESERVED_IN_URLS: Final = re.compile(r"[@:/?#]")
 
 
 class CommandError(click.ClickException):
@@ -110,15 +107,6 @@ def describe(error: ConversationStoreError) -> str:
     if isinstance(error, StoreError) and error.sqlstate in _NOT_MIGRATED:
         return f"{error} (here: conversation-store migrate)"
     return str(error)
-
-
-def may_tell_password(dsn: str) -> bool:
-    """Whether libpq may take a part of the password for the host, and name it in its errors.
-
-    So in a URL whose password holds a character that has a meaning there.
-    """
-    found = _USER_AND_PASSWORD.search(dsn)
-    return found is not None and _RESERVED_IN_URLS.search(found[1]) is not None
 
 
 # Progress ---------------------------------------------------------------------------------------

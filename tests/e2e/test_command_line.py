@@ -363,7 +363,7 @@ def test_import_takes_a_byte_order_mark_and_empty_lines(migrated_here: Any, tmp_
         (b'{"user_id": ["u"], "session_id": "s", "messages": []}', "user_id: must be a text"),
         (
             b'{"user_id":"u","session_id":"s","messages":[{"role":"king","content":""}]}',
-            "messages[0].role: must be one of user, assistant, system, tool, not 'king'",
+            "messages[0].role: must be one of user, assistant, system, tool",
         ),
         (
             b'{"user_id":"u","session_id":"s","messages":[{"role":"user","content":"a\\u0000"}]}',
@@ -546,9 +546,9 @@ def test_long_work_tells_lines_elsewhere(
     ("arguments", "code", "why"),
     [
         (["export", "--dsn", "host=127.0.0.1 port=1"], 3, "cannot be reached"),
-        (["export", "--dsn", "postgresql://u:a@b@127.0.0.1:1/d"], 3, "percent-encoded"),
+        (["export", "--dsn", "postgresql://u:a@b@127.0.0.1:1/d"], 2, "percent-encoded"),
         (["export", "--dsn", "no such thing"], 2, "cannot be read"),
-        (["export", "--dsn", "host=\udc80"], 2, "is it UTF-8?"),
+        (["export", "--dsn", "host=\udc80"], 2, "cannot be read"),
         (["export", "--schema", "s" * 64], 2, "1..63 bytes"),
         (["list", ""], 2, "user_id"),
         (["list"], 2, "Missing argument"),

@@ -25,7 +25,7 @@ from ...domain.receipt import ImportReceipt
 from ...domain.repository import OnDuplicate
 from ...service_layer.script import MAX_SENDS
 from .connections import Connection
-from .errors import DEADLOCK, SESSION_KEY, translate
+from .errors import DEADLOCK, SESSION_KEY, NotEncodableError, translate
 from .rows import Row, utc
 from .statement import Command, CommandFailedError, Cursor, Statement, execute_together, new_cursor
 from .texts import Texts
@@ -156,10 +156,16 @@ def _note(texts: Texts, ids: Sequence[int], conversations: int) -> Statement[Non
 async def _copy(
     connection: Connection, text: bytes, types: Sequence[int], rows: Iterable[Row]
 ) -> None:
-    async with new_cursor(connection).copy(text) as copy:
-        copy.set_types(types)
-        for row in rows:
-            await copy.write_row(row)
+    try:
+        async with new_cursor(connection).copy(text) as copy:
+            copy.set_types(types)
+            for row in rows:
+                await copy.write_row(row)
+    except UnicodeEncodeError as error:
+        encoding = error.encoding
+    else:
+        return
+    raise NotEncodableError(encoding)
 
 
 def _conversation_rows(placed: Sequence[_Placed]) -> Iterator[Row]:

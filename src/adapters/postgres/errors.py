@@ -30,9 +30,7 @@ from ...domain.errors import (
     TransactionAborted,
     UnitOfWorkMisuse,
 )
-
-REFUSED: Final = "CS001"
-"""SQLSTATE of refusals, raised by the function `refuse` of the migrations."""
+from .quiet import REFUSED, quieten
 
 REQUEST_KEY: Final = "ai_messages_request_key"
 SESSION_KEY: Final = "ai_conversations_session_key"
@@ -150,6 +148,7 @@ _MISCONFIGURED: Final = {
     "3D000": "the database does not exist",
     "28000": "the server does not let this role in",
     "28P01": "the server refuses the password",
+    "22P05": "the client_encoding lacks a character of what is stored: it must be UTF8",
 }
 
 
@@ -170,7 +169,16 @@ def is_id_taken(error: psycopg.Error) -> bool:
 
 
 def translate(error: psycopg.Error) -> ConversationStoreError:
-    """Return the domain's error for one of the driver's; raise it `from` that one."""
+    """Return the domain's error for one of the driver's; raise it `from` that one.
+
+    That one then quotes nothing that is stored any more.
+    """
+    quieten(error)
+    return meaning_of(error)
+
+
+def meaning_of(error: psycopg.Error) -> ConversationStoreError:
+    """Return the domain's error for one of the driver's, which stays as it is."""
     state = error.sqlstate
     if state is None:
         return _without_sqlstate(error)
@@ -205,7 +213,16 @@ def caused(error: psycopg.Error) -> ConversationStoreError:
     return translated
 
 
+class NotEncodableError(psycopg.DataError):
+    """A parameter has a character that the connection's client_encoding lacks."""
+
+    def __init__(self, encoding: str) -> None:
+        super().__init__(f"the client_encoding, {encoding}, lacks a character of a parameter")
+
+
 def _without_sqlstate(error: psycopg.Error) -> ConversationStoreError:
+    if isinstance(error, NotEncodableError):
+        return StoreMisconfigured(reason=f"{error}: it must be UTF8")
     if isinstance(error, psycopg_pool.PoolTimeout | psycopg_pool.TooManyRequests):
         return StoreTimeout(reason=f"no connection was free in time: {error}")
     if isinstance(error, psycopg_pool.PoolClosed):

@@ -25,10 +25,10 @@ class RecordStream:
     _rows: RowStream
     _check: Callable[[], None]
     """Raises where the stream may not be read any more."""
-    _whole: deque[ConversationRecord] = field(factory=deque[ConversationRecord])
+    _whole: deque[ConversationRecord] = field(factory=deque[ConversationRecord], repr=False)
     _id: int | None = None
     """Of the conversation that the last row belongs to."""
-    _last: ConversationRecord | None = None
+    _last: ConversationRecord | None = field(default=None, repr=False)
     """Its record, to which more messages may come."""
 
     def __aiter__(self) -> RecordStream:

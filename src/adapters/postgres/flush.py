@@ -11,7 +11,7 @@ from collections import deque
 from typing import Any, Final, TypeAlias
 
 import psycopg
-from attrs import define
+from attrs import define, field
 
 from ...domain.errors import ConversationStoreError
 from ...domain.json_object import dump_json
@@ -39,7 +39,7 @@ class Seat:
     """A turn that takes part, from when its unit of work comes until it leaves."""
 
     statement: Statement[Any]
-    parameters: Parameters
+    parameters: Parameters = field(repr=False)
     conversation_id: int
     number: int
     """Its number among all turns that came."""

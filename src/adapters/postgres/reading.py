@@ -19,7 +19,7 @@ from ...domain.scope import Scope
 from ...service_layer.limited import LimitedUnitOfWork
 from ...service_layer.retry import Retry, try_again
 from .connections import Connection, Connections, LentConnection, check_usable
-from .errors import caused
+from .errors import meaning_of
 from .opening import NOTHING, Opening
 from .rows import Row
 from .statement import BEGIN, Command, Parameters, fetch_among, fetch_rows
@@ -53,8 +53,11 @@ class ReadingUnitOfWork(LimitedUnitOfWork):
             self._opening = evolve(self._opening, limit=self._limit)
 
     def meaning(self, error: Exception) -> ConversationStoreError | None:
-        """Return what an error means to the store; see AsyncUnitOfWork.meaning."""
-        return caused(error) if isinstance(error, psycopg.Error) else super().meaning(error)
+        """Return what an error means to the store; see AsyncUnitOfWork.meaning.
+
+        The driver's are those of SQL of the host's here, and stay as they are.
+        """
+        return meaning_of(error) if isinstance(error, psycopg.Error) else super().meaning(error)
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
         return interruptibly(work)

@@ -8,14 +8,15 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import psycopg
-from attrs import define
+from attrs import define, field
 from psycopg import AsyncCursor
 from psycopg.pq import ExecStatus
 from psycopg.rows import tuple_row
 
 from ...domain.unit import Write
 from .connections import Connection, begin_uninterrupted, cut, doubt, is_idle
-from .errors import REFUSED, translate
+from .errors import NotEncodableError, translate
+from .quiet import REFUSED
 from .rows import Row
 
 T = TypeVar("T")
@@ -94,7 +95,7 @@ class Command:
     """A text to be sent, with its parameters; of a statement, or one that controls blocks."""
 
     text: bytes
-    parameters: Parameters | None = None
+    parameters: Parameters | None = field(default=None, repr=False)
     is_short: bool = False
     prepare: bool | None = None
     """Whether psycopg may have it prepared; None: as often as it is used."""
@@ -132,7 +133,13 @@ def new_cursor(connection: Connection) -> Cursor:
 
 async def execute(cursor: Cursor, command: Command) -> None:
     """Send one command: one round trip, or none yet inside a pipeline."""
-    await cursor.execute(command.text, command.parameters, binary=True, prepare=command.prepare)
+    try:
+        await cursor.execute(command.text, command.parameters, binary=True, prepare=command.prepare)
+    except UnicodeEncodeError as error:  # it holds the whole text, so it is no cause to be told
+        encoding = error.encoding
+    else:
+        return
+    raise NotEncodableError(encoding)
 
 
 async def execute_alone(connection: Connection, cursors: list[Cursor], command: Command) -> None:

@@ -14,11 +14,13 @@ from psycopg_pool import AsyncConnectionPool
 from ...domain.errors import StoreMisconfigured, StoreUnavailable
 from ...domain.scope import Scope
 from ...service_layer.retry import Retry
+from .connection_string import UNREADABLE, check_connection_string
 from .connections import Connection, LentConnection, Pool, PooledConnections
 from .errors import translate
 from .group_commit import GroupCommit
 from .ids import DRAWING, IdSource, draw_blocks
 from .migrate import Wanted, check_schema, migrate
+from .quiet import quieten
 from .statement import fetch_rows
 from .texts import Texts
 from .unit_of_work import PsycopgUnitOfWork
@@ -62,21 +64,25 @@ class PostgresStore:
         """Open our own pool. Errors: StoreUnavailable at once if the server cannot be reached."""
         if self._dsn is None:
             return
+        check_connection_string(self._dsn)
         try:
             # The pool would go on trying until its timeout; one try says at once what is wrong.
             async with await AsyncConnection.connect(with_connect_timeout(self._dsn)):
                 pass
             await self._pool.open(wait=True, timeout=self._pool.timeout)
         except psycopg.ProgrammingError:
-            # Without the driver's text, which may hold the password.
-            reason = "the connection string cannot be read: see the manual of libpq for its form"
-            raise StoreMisconfigured(reason=reason) from None
+            is_readable = False  # what it says may quote any part of the string
         except psycopg.Error as error:
             await self._pool.close()
+            quieten(error)
             raise StoreUnavailable(reason=f"the server cannot be reached: {error}") from error
         except BaseException:
             await self._pool.close()
             raise
+        else:
+            is_readable = True
+        if not is_readable:
+            raise StoreMisconfigured(reason=UNREADABLE)
 
     async def close(self) -> None:
         """Close what is ours; a pool that was lent stays open."""
@@ -161,7 +167,7 @@ def with_connect_timeout(dsn: str) -> str:
     """
     try:
         given = conninfo_to_dict(dsn)
-    except psycopg.ProgrammingError:
+    except (psycopg.ProgrammingError, UnicodeError):
         return dsn  # told when it is used
     if "connect_timeout" in given or "PGCONNECT_TIMEOUT" in os.environ:
         return dsn
