@@ -24,6 +24,7 @@ from ...domain.errors import (
     StoreUnavailable,
     UnitOfWorkMisuse,
 )
+from .encryption import EncryptionWatch
 from .errors import MISUSE, READ_ONLY, translate
 from .waiting import in_time
 
@@ -61,6 +62,7 @@ class Connections(ABC):
         """Give a connection. Errors: StoreTimeout, StoreUnavailable."""
         connection = await self._take()
         if connection.__dict__.get(_WARNED, True):
+            self._meet(connection)
             _watch(connection)
         if connection.autocommit and connection.isolation_level is IsolationLevel.READ_COMMITTED:
             return connection
@@ -104,6 +106,9 @@ class Connections(ABC):
             raise
         finally:
             await self.give_back(connection)
+
+    def _meet(self, connection: Connection) -> None:  # noqa: B027 - the host knows its own
+        """Look at a connection when it is borrowed for the first time, or after it warned."""
 
     @abstractmethod
     async def _take(self) -> Connection: ...
@@ -246,12 +251,16 @@ class PooledConnections(Connections):
     def __init__(self, pool: Pool) -> None:
         super().__init__()
         self.pool = pool
+        self._encryption = EncryptionWatch()
         self._waiting = 0
         """How many ask for a connection now; the pool counts those who gave up, too."""
 
     def refuse(self, connection: Connection) -> None:
         """See to it that the connection is not given out again: the next may lead elsewhere."""
         connection.__dict__[_REFUSED] = True
+
+    def _meet(self, connection: Connection) -> None:
+        self._encryption.look_at(connection.pgconn)
 
     async def _take(self) -> Connection:
         while True:
