@@ -14,6 +14,7 @@ import traceback
 import warnings
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -160,6 +161,11 @@ ARGUMENTS: dict[str, Arguments] = {
     "latest_messages": _of_conversation,
     "list_conversations": lambda world: {"user_id": world.user_id},
     "messages_after": lambda world: _of_conversation(world) | {"position": 0},
+    "purge_conversations": lambda world: {
+        "inactive_since": datetime.now(UTC) + timedelta(days=1),
+        "user_id": world.user_id,
+    },
+    "redact_message": lambda world: {"message_id": world.message_id},
     "reopen_conversation": _of_conversation,
     "start_conversation": _start,
     "update_conversation": _update,
