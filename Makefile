@@ -12,7 +12,8 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test fuzz failover erasure soak bench bench-quick bench-report lint types clean python
+.PHONY: help demo test fuzz failover erasure soak bench bench-quick bench-report lint types audit clean \
+	python
 
 VENV := .venv
 BENCH := .venv-bench
@@ -72,6 +73,9 @@ lint: $(VENV)/.dev  ## check style and format
 types: $(VENV)/.dev  ## check types, with mypy and pyright
 	$(BIN)/mypy src tests benchmarks
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+audit: $(VENV)/.dev  ## ask for known weaknesses of what an installation brings
+	@$(BIN)/python tests/audit.py
 
 clean:  ## remove the environment and what the tools left
 	rm -rf $(VENV) $(BENCH) dist build .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
