@@ -94,8 +94,8 @@ FROM (SELECT * FROM {{conversations}} WHERE user_id = %(owner)s AND session_id =
     FOR NO KEY UPDATE) AS c
 """
 
-_LOCKED: Final[LiteralString] = """
-    (SELECT id FROM {conversations} WHERE id = %(conversation_id)s FOR NO KEY UPDATE) AS c"""
+_LOCKED: Final[LiteralString] = f"""
+    (SELECT id FROM {{conversations}} WHERE {IS_ADDRESSED} FOR NO KEY UPDATE) AS c"""
 
 LOOK_FOR_TURN: Final[LiteralString] = f"""
 SELECT {MESSAGE}
