@@ -9,7 +9,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import aclosing
-from typing import Any, Final
+from datetime import UTC, datetime
+from typing import Any, ClassVar, Final
 
 from attrs import frozen
 from store_fixtures import draft, turn
@@ -22,6 +23,7 @@ from conversation_store import (
     Status,
 )
 from conversation_store.domain.record import check_record
+from conversation_store.domain.removal import RemovalCondition
 
 from .world import SHARED, STATES, Target, started
 
@@ -37,6 +39,8 @@ class Attempt:
     arguments: Mapping[str, Any]
     is_misuse: bool
     """Whether it names the user: then it is refused for that alone."""
+    is_own_error: ClassVar[bool] = True
+    """Whether what it raises has to be an error of the store's."""
 
     @property
     def tries(self) -> frozenset[str]:
@@ -160,6 +164,13 @@ def batch(*, of_user: bool) -> Value:
     """Return the same as it is stored."""
     return lambda target: [check_record(one, 1) for one in records(of_user=of_user)(target)]
 
+
+def all_of(target: Target) -> RemovalCondition:
+    """Return the condition that all meets that a user has."""
+    return RemovalCondition(user_id=target.user_id)
+
+
+TO_COME: Final = datetime(2090, 1, 1, tzinfo=UTC)
 
 # Reads --------------------------------------------------------------------------------------------
 
@@ -307,7 +318,26 @@ for _state in (*STATES, SHARED):
             target=_status,
             expected_version=lambda _: 77,
         )
-    attempt("delete_conversation conversations.remove", _of, conversation_id=_id)
+    attempt(
+        "delete_conversation conversations.remove conversations.remove_part",
+        _of,
+        conversation_id=_id,
+    )
+    attempt(
+        "conversations.remove_part",
+        f"{_of}, on a condition",
+        conversation_id=_id,
+        only=RemovalCondition(inactive_since=TO_COME),
+    )
+    attempt(
+        "conversations.remove_part",
+        f"{_of}, naming the user",
+        misuse=True,
+        conversation_id=_id,
+        only=all_of,
+    )
+    if _state != "empty":
+        attempt("redact_message messages.redact", _of, message_id=message(_state))
 
 # New conversations, and what concerns a whole user ------------------------------------------------
 
@@ -372,8 +402,36 @@ attempt(
     request_id=start_key,
     drafts=same_drafts,
 )
-attempt("erase_user conversations.erase_user", "of one's own")
-attempt("erase_user conversations.erase_user", "of the user", misuse=True, user_id=user)
+attempt("erase_user", "of one's own")
+attempt("erase_user", "of the user", misuse=True, user_id=user)
+attempt("purge_conversations", "of one's own", inactive_since=TO_COME)
+attempt("purge_conversations", "of one's own, tried", inactive_since=TO_COME, dry_run=True)
+for _dry_run in (False, True):
+    attempt(
+        "purge_conversations",
+        f"of the user{', tried' if _dry_run else ''}",
+        misuse=True,
+        inactive_since=TO_COME,
+        user_id=user,
+        dry_run=_dry_run,
+    )
+attempt(
+    "conversations.remove_some conversations.find_removable",
+    "of one's own",
+    only=RemovalCondition(),
+)
+attempt(
+    "conversations.remove_some conversations.find_removable",
+    "of the user",
+    misuse=True,
+    only=all_of,
+)
+attempt(
+    "conversations.remove_some conversations.find_removable",
+    "of one's own, from a place of the user's",
+    only=RemovalCondition(),
+    after=session("active"),
+)
 attempt(
     "import_conversations", "of a record of the user's", misuse=True, records=records(of_user=True)
 )
@@ -413,6 +471,8 @@ PLAIN: Final = frozenset({"drafts", "limit", "status", "target", "changes", "pro
     "source",
     "metadata",
     "on_duplicate",
+    "inactive_since",
+    "dry_run",
 }
 """Parameters that name no data; every other one has to be tried."""
 
@@ -421,6 +481,7 @@ UNIT: Final = {
     "register": "takes a write that a repository made; repositories are tried",
     "perform": "takes a function of the store's own",
     "before_read": "takes nothing",
+    "check_import": "takes nothing",
     "still_open": "takes nothing",
     "rollback": "takes nothing",
     "connection": "takes nothing; SQL of the host is tried in test_units",

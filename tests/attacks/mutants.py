@@ -10,10 +10,11 @@ from attrs import define, field
 from conversation_store.adapters.postgres.texts import Texts
 
 from . import siege
-from .attempts import ATTEMPTS, Attempt
+from .attempts import ATTEMPTS, Attempt, of_each_function, on_one_conversation
+from .hosts_sql import STATEMENTS, HostsSql
 from .predicates import WatchedTexts, without_one
 from .scene import PostgresScene
-from .siege import Answer, Way, alone, answer, complaints
+from .siege import Answer, Way, alone, answer, answer_of_nobody, complaints
 
 WAYS: tuple[Way, ...] = (alone, siege.with_others, siege.with_its_answer_lost)
 """Ways that between them use every statement."""
@@ -23,7 +24,7 @@ WAYS: tuple[Way, ...] = (alone, siege.with_others, siege.with_its_answer_lost)
 class Played:
     """An attempt as it goes while all walls stand."""
 
-    attempt: Attempt
+    attempt: Attempt | HostsSql
     way: Way
     as_nobody: Answer
 
@@ -49,9 +50,12 @@ class Mutants:
         for texts in mutants.texts:
             texts.__class__ = WatchedTexts
             texts.asked_for = asked_for  # type: ignore[attr-defined]
+        # Methods of repositories first: a service function may walk for ever over what it should
+        # not see.
         for way in WAYS:
-            for attempt in ATTEMPTS:
-                as_nobody = await answer(scene, way, attempt, scene.nobody)
+            attempts = ATTEMPTS if way is alone else on_one_conversation()
+            for attempt in sorted(attempts, key=lambda attempt: "." not in attempt.function):
+                as_nobody = await answer_of_nobody(scene, way, attempt, scene.target)
                 asked_for.clear()
                 await answer(scene, way, attempt, scene.target)
                 for name in asked_for:
@@ -82,3 +86,97 @@ class Mutants:
         finally:
             for texts in self.texts:
                 setattr(texts, name, original)
+
+
+@define
+class Policy:
+    """A policy as it stands."""
+
+    name: str
+    table: str
+    using: str
+    check: str | None
+
+    def weakened(self) -> dict[str, tuple[str, str]]:
+        """Return how it can be weakened, or be gone: what does it, and what undoes that."""
+        on = f"{self.name} ON {self.table}"
+        check = self.check or self.using
+        again = f"USING ({self.using}) WITH CHECK ({check})"
+        weakened = {
+            "all may be seen and written": (
+                f"ALTER POLICY {on} USING (true) WITH CHECK (true)",
+                f"ALTER POLICY {on} {again}",
+            ),
+            "all may be written": (
+                f"ALTER POLICY {on} WITH CHECK (true)",
+                f"ALTER POLICY {on} {again}",
+            ),
+            "gone": (f"DROP POLICY {on}", f"CREATE POLICY {on} {again}"),
+            "off": (
+                f"ALTER TABLE {self.table} DISABLE ROW LEVEL SECURITY",
+                f"ALTER TABLE {self.table} ENABLE ROW LEVEL SECURITY",
+            ),
+        }
+        for command, clause in {
+            "SELECT": "USING (true)",
+            "INSERT": "WITH CHECK (true)",
+            "UPDATE": "USING (true)",
+            "DELETE": "USING (true)",
+        }.items():
+            extra = f"extra ON {self.table}"
+            weakened[f"anybody's for {command}"] = (
+                f"CREATE POLICY {extra} FOR {command} {clause}",
+                f"DROP POLICY {extra}",
+            )
+        return weakened
+
+
+def policies_of(scene: PostgresScene) -> list[Policy]:
+    """Return the policies of a schema."""
+    rows = scene.execute(
+        """SELECT polname, polrelid::regclass::text, pg_get_expr(polqual, polrelid),
+            pg_get_expr(polwithcheck, polrelid)
+        FROM pg_policy WHERE polrelid IN
+            ('ai_conversations'::regclass, 'ai_messages'::regclass) ORDER BY polname"""
+    )
+    return [Policy(*row) for row in rows]
+
+
+@define
+class WeakPolicies:
+    """The policies of a store, each weakened in turn."""
+
+    scene: PostgresScene
+    plays: list[Played] = field(factory=list[Played])
+    count: int = 0
+
+    @classmethod
+    async def watch(cls, scene: PostgresScene) -> WeakPolicies:
+        """Make each attempt once, on nobody."""
+        weak = cls(scene)
+        attempts: list[Attempt | HostsSql] = [*STATEMENTS, *of_each_function()]
+        for attempt in attempts:
+            as_nobody = await answer_of_nobody(scene, alone, attempt, scene.target)
+            weak.plays.append(Played(attempt, alone, as_nobody))
+        return weak
+
+    async def survivors(self) -> list[str]:
+        """Return what can be done to a policy without any attempt finding it."""
+        survivors: list[str] = []
+        for policy in policies_of(self.scene):
+            for name, (harm, undo) in policy.weakened().items():
+                self.count += 1
+                self.scene.execute(harm)
+                try:
+                    if not await self._is_found():
+                        survivors.append(f"{policy.table}: {name}")
+                finally:
+                    self.scene.execute(undo)
+        return survivors
+
+    async def _is_found(self) -> bool:
+        for played in self.plays:
+            found = await answer(self.scene, played.way, played.attempt, self.scene.target)
+            if [*complaints(self.scene, played.attempt, found, played.as_nobody, walls=False)]:
+                return True
+        return False

@@ -15,10 +15,11 @@ _OF_A_MESSAGE: Final = (
 )
 _OF_A_TURN: Final = rb"\(t\.user_id IS NULL OR t\.user_id = locked\.user_id\)"
 _OF_AN_OWNER: Final = rb"(?:c\.)?user_id = %\(owner\)s"
+_OF_A_WALK: Final = rb"user_id = %\(user_id\)s(?= AND session_id)"
 _OF_A_RECORD: Final = rb"c\.user_id = given ->> 0"
 
 PREDICATE: Final = re.compile(
-    b"|".join((_OF_A_UNIT, _OF_A_MESSAGE, _OF_A_TURN, _OF_AN_OWNER, _OF_A_RECORD))
+    b"|".join((_OF_A_UNIT, _OF_A_MESSAGE, _OF_A_TURN, _OF_AN_OWNER, _OF_A_WALK, _OF_A_RECORD))
 )
 
 WITHOUT: Final = {
@@ -26,6 +27,10 @@ WITHOUT: Final = {
     "copy_conversations": "adds rows; whose they are was checked when the call was made",
     "copy_messages": "adds rows to conversations that the same batch adds",
     "export": "is for units that act for the application",
+    "remove_some": "is for units that act for the application",
+    "find_removable": "is for units that act for the application",
+    "scope": "tells the server whom the unit acts for",
+    "scope_for_a_while": "tells the server whom the unit acts for",
     "next_ids": "reads the sequence",
 }
 """Texts that need no predicate, and why."""

@@ -12,15 +12,19 @@ from typing import Any, Final
 
 import attrs
 import psycopg
+import pytest
 from psycopg import sql
-from store_fixtures import open_store
+from store_fixtures import APPLICATION, as_role, open_store_as
 
-from conversation_store import AsyncUnitOfWork, ConversationStore, Retry
+from conversation_store import AsyncUnitOfWork, ConversationStore, Retry, erase_user
+from conversation_store.domain import removing
 
+from .predicates import texts_of, without_any
 from .told import State
-from .world import MALLORY, Target, nobody, settle
+from .world import ALICE, BEHIND_POLICIES, MALLORY, Target, settle
 
 ONCE: Final = Retry(attempts=1)
+_OPTIONS: Final[dict[str, Any]] = {"retry": ONCE, "min_size": 1, "max_size": 4}
 FIRST_ID: Final = 7_000_000_000_001
 """Where ids begin: no position, count or version is as large."""
 _BEGIN: Final = datetime(2026, 1, 1, tzinfo=UTC)
@@ -32,11 +36,6 @@ class Scene(ABC):
     store: ConversationStore
     target: Target
     before: State
-
-    @property
-    def nobody(self) -> Target:
-        """Return who never was."""
-        return nobody(self.target)
 
     @property
     def victims(self) -> State:
@@ -55,6 +54,10 @@ class Scene(ABC):
     @abstractmethod
     async def state(self) -> State:
         """Return all rows."""
+
+    @abstractmethod
+    async def remove_victim(self) -> None:
+        """Make it a store in which the victim never was."""
 
     @abstractmethod
     async def restore(self) -> None:
@@ -85,6 +88,10 @@ class TwinScene(Scene):
                 rows["message", message.id] = attrs.asdict(message)
         return rows
 
+    async def remove_victim(self) -> None:
+        """Remove the victim as the application."""
+        await erase_user(self.store.unit_of_work(), user_id=ALICE)
+
     async def restore(self) -> None:
         """Make a new store; it gives the same ids and times again."""
         ticks = itertools.count(1)
@@ -106,13 +113,13 @@ class PostgresScene(Scene):
         together: ConversationStore | None,
         dsn: str,
         schema: str,
-        attacker_dsn: str | None = None,
     ) -> None:
         self.store = store
         self.together = together
         """The same with group commit, if it may have that."""
-        self.attacker_dsn = attacker_dsn or dsn
+        self.attacker_dsn = as_role(dsn, APPLICATION)
         """Where the attacker's host connects to."""
+        self.schema = schema
         self._sequence = sql.Identifier(schema, "ai_ids")
         self._tables = {
             "conversation": sql.Identifier(schema, "ai_conversations"),
@@ -143,6 +150,12 @@ class PostgresScene(Scene):
         rows = [(name, json.loads(row)) for name, row in self._beside.execute(self._look)]
         return {(name, row["id"]): row for name, row in rows}
 
+    async def remove_victim(self) -> None:
+        """Remove the rows."""
+        self._beside.execute(
+            sql.SQL("DELETE FROM {} WHERE user_id = {}").format(self._tables["conversation"], ALICE)
+        )
+
     async def restore(self) -> None:
         """Remove all and put it back."""
         statements = [sql.SQL("DELETE FROM {}").format(self._tables["conversation"])]
@@ -154,9 +167,13 @@ class PostgresScene(Scene):
             for statement in statements:
                 self._beside.execute(statement)
 
-    def execute(self, text: str) -> None:
-        """Do something as who may do all."""
-        self._beside.execute(text)
+    def execute(self, text: str) -> list[Any]:
+        """Do something in the schema as who may do all."""
+        self._beside.execute(
+            sql.SQL("SET search_path = {}, pg_catalog").format(sql.Identifier(self.schema))
+        )
+        cursor = self._beside.execute(text)
+        return cursor.fetchall() if cursor.description else []
 
     def close(self) -> None:
         """Let go of the connection."""
@@ -166,18 +183,56 @@ class PostgresScene(Scene):
 @asynccontextmanager
 async def first_wall(dsn: str, migrated: set[str]) -> AsyncIterator[PostgresScene]:
     """Give a store where nothing but the predicates of the statements keeps users apart."""
-    options: dict[str, Any] = {"retry": ONCE, "max_size": 4}
     schema = "attacks"
     async with (
-        open_store(dsn, schema, migrated, **options) as store,
+        open_store_as(APPLICATION, dsn, schema, migrated, **_OPTIONS) as store,
         ConversationStore.connect(
-            dsn, schema=schema, coalesce=True, min_size=1, **options
+            as_role(dsn, APPLICATION), schema=schema, coalesce=True, **_OPTIONS
         ) as together,
     ):
         together._adapter._group_commit._go_together = lambda _: True  # type: ignore[attr-defined]
-        scene = PostgresScene(store, together, dsn, schema)
-        try:
-            await scene.begin(store)
+        async with _scene(PostgresScene(store, together, dsn, schema), store) as scene:
             yield scene
-        finally:
-            scene.close()
+
+
+@asynccontextmanager
+async def both_walls(dsn: str, migrated: set[str]) -> AsyncIterator[PostgresScene]:
+    """Give a store where the policies of row security keep users apart as well."""
+    schema = BEHIND_POLICIES
+    async with (
+        open_store_as(
+            APPLICATION, dsn, schema, migrated, policies=True, row_security=True, **_OPTIONS
+        ) as store,
+        ConversationStore.connect(dsn, schema=schema, **_OPTIONS) as owner,
+        _scene(PostgresScene(store, None, dsn, schema), owner) as scene,
+    ):
+        yield scene
+
+
+@asynccontextmanager
+async def second_wall(
+    dsn: str, migrated: set[str], monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[PostgresScene]:
+    """Give a store where nothing but the policies keeps users apart.
+
+    Its statements have no predicates, and whoever may be named to a unit of work may be named.
+    """
+
+    def named(self: removing.Repository, user_id: str | None) -> str:
+        return user_id or self._unit.user_id or ""
+
+    monkeypatch.setattr(removing.Repository, "_owner", named)
+    async with both_walls(dsn, migrated) as scene:
+        texts: Any = scene.store._adapter._texts  # type: ignore[attr-defined]
+        for name, text in texts_of(texts).items():
+            setattr(texts, name, without_any(text))
+        yield scene
+
+
+@asynccontextmanager
+async def _scene(scene: PostgresScene, owner: ConversationStore) -> AsyncIterator[PostgresScene]:
+    try:
+        await scene.begin(owner)
+        yield scene
+    finally:
+        scene.close()

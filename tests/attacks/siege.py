@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Final
 
 import psycopg
 from attrs import define, field
@@ -19,9 +20,13 @@ from conversation_store import (
 )
 
 from .attempts import Attempt
+from .hosts_sql import HostsSql
 from .scene import PostgresScene, Scene
 from .told import State, Teller
-from .world import MALLORY, Target
+from .world import MALLORY, Target, nobody
+
+_LONGEST: Final = 20
+"""Seconds that a call may take."""
 
 Call = Callable[[AsyncUnitOfWork, Target], Awaitable[Any]]
 Way = Callable[[Scene, Call, Target], Awaitable[Any]]
@@ -74,14 +79,29 @@ class Report:
 
 async def answer(scene: Scene, way: Way, call: Call, target: Target) -> Answer:
     """Make an attempt, see what became of the store, and set it back."""
+    return await _answer(scene, way, call, target, scene.before)
+
+
+async def answer_of_nobody(
+    scene: Scene, way: Way, attempt: Attempt | HostsSql, target: Target
+) -> Answer:
+    """Make an attempt on who never was; what names nobody is called where the victim never was."""
+    if attempt.tries:
+        return await answer(scene, way, attempt, nobody(target))
+    await scene.remove_victim()
+    return await _answer(scene, way, attempt, target, await scene.state())
+
+
+async def _answer(scene: Scene, way: Way, call: Call, target: Target, before: State) -> Answer:
     value: Any
     try:
-        value = await way(scene, call, target)
+        async with asyncio.timeout(_LONGEST):
+            value = await way(scene, call, target)
     except Exception as error:  # noqa: BLE001 - whatever comes is the answer
         value = error
     after = await scene.state()
-    teller = Teller(target, scene.before)
-    told = [teller.told(value), teller.changes(scene.before, after)]
+    teller = Teller(target, before)
+    told = [teller.told(value), teller.changes(before, after)]
     if after != scene.before:
         await scene.restore()
     return Answer(value, told, after)
@@ -93,13 +113,13 @@ async def alone(scene: Scene, call: Call, target: Target) -> Any:
 
 
 async def lay_siege(
-    scene: Scene, attempts: Iterable[Attempt], way: Way = alone, *, walls: bool = True
+    scene: Scene, attempts: Iterable[Attempt | HostsSql], way: Way = alone, *, walls: bool = True
 ) -> Report:
     """Make attempts; without `walls` naming another user need be no misuse."""
     report = Report()
     for attempt in attempts:
         found = await answer(scene, way, attempt, scene.target)
-        as_nobody = await answer(scene, way, attempt, scene.nobody)
+        as_nobody = await answer_of_nobody(scene, way, attempt, scene.target)
         said = list(complaints(scene, attempt, found, as_nobody, walls=walls))
         report.pairs += 1
         report.functions.add(attempt.function)
@@ -113,11 +133,17 @@ async def lay_siege(
 
 
 def complaints(
-    scene: Scene, attempt: Attempt, found: Answer, as_nobody: Answer, *, walls: bool = True
+    scene: Scene,
+    attempt: Attempt | HostsSql,
+    found: Answer,
+    as_nobody: Answer,
+    *,
+    walls: bool = True,
 ) -> Iterator[str]:
     """Give what is wrong with an answer, next to the one that nobody's data got."""
     yield from _differences(found.told, as_nobody.told)
-    if found.is_refused and not isinstance(found.value, ConversationStoreError):
+    is_own = isinstance(found.value, ConversationStoreError)
+    if found.is_refused and attempt.is_own_error and not is_own:
         yield f"no error of the store: {found.value!r}"
     if walls and attempt.is_misuse and not isinstance(found.value, UnitOfWorkMisuse):
         yield f"no misuse: {found.value!r}"

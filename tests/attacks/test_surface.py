@@ -8,7 +8,7 @@ from typing import Any
 from attacks.attempts import ATTEMPTS, UNIT, parameters, untried
 from attacks.predicates import PREDICATE, WITHOUT, texts_of
 from attacks.scene import TwinScene
-from attacks.siege import answer
+from attacks.siege import answer, answer_of_nobody
 from attacks.surface import everything, repository_methods, service_functions, unit_methods
 from attacks.world import ALICE
 from attrs import evolve
@@ -66,8 +66,9 @@ async def test_every_attempt_would_find_something() -> None:
 
     vain: list[str] = []
     for attempt in ATTEMPTS:
-        hers = await answer(scene, as_the_victim, attempt, evolve(scene.target, by=ALICE))
-        theirs = await answer(scene, as_the_victim, attempt, evolve(scene.nobody, by=ALICE))
+        target = evolve(scene.target, by=ALICE)
+        hers = await answer(scene, as_the_victim, attempt, target)
+        theirs = await answer_of_nobody(scene, as_the_victim, attempt, target)
         if hers.told == theirs.told:
             vain.append(str(attempt))
     print(*vain, sep="\n")

@@ -34,7 +34,10 @@ STATES: Final = ("active", "closed", "archived", "empty")
 """The conversations of the victim: three with messages, one without."""
 MALLORYS: Final = ("own", "shared")
 """Those of the attacker; one has a session_id that the victim has, too."""
-SHARED: Final = "everybody's session"
+SHARED: Final = "shared by both"
+
+BEHIND_POLICIES: Final = "attacks behind policies"
+"""The schema that has row security."""
 
 _NEVER_GIVEN: Final = 4_000_000_000_000
 
@@ -152,4 +155,5 @@ def nobody(target: Target) -> Target:
         messages={state: _NEVER_GIVEN + newest + n for n, state in enumerate(target.messages)},
         versions=target.versions,
         cursors=cursors,
+        by=target.by,
     )
