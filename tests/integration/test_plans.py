@@ -708,7 +708,7 @@ SECURED: dict[str, tuple[Call, int, int]] = {
     "close": (lambda u: close_conversation(u, conversation_id=LONG), 0, 60),
     "redact_message": (lambda u: redact_message(u, message_id=1_050_000), 5, 80),
     "delete": (lambda u: delete_conversation(u, conversation_id=SHORT), 0, 60),
-    "delete a long one": (lambda u: delete_conversation(u, conversation_id=LONG), 2000, 6000),
+    "delete a long one": (lambda u: delete_conversation(u, conversation_id=LONG), 2005, 6000),
 }
 """Calls, how many messages they meet, and how many buffers they cost without policies."""
 
@@ -761,6 +761,7 @@ async def test_a_look_under_row_security(explain: Explain, planning: Planning) -
         "request_id": "r-100",
         "digest": "\\x00",
         "ids": "{1}",
+        "user_id": "u-0",
         "count": Int8(2),
     }
     command = Command(Texts(SCHEMA).look_for_request, parameters)
