@@ -51,6 +51,8 @@ class Case:
     pulse: Pulse
     opening: bool = False
     """Whether the fault comes while a connection is opened."""
+    user_id: str | None = None
+    """For whom the units act where the stores have row security."""
     overtime: float = 0.0
     """Seconds that a call in a black hole took to end after it was cancelled."""
 
@@ -64,7 +66,7 @@ class Case:
     ) -> AsyncGenerator[AsyncUnitOfWork]:
         """Give a unit of work, in which the fault happens, unless others do `is_its_own` part."""
         clock = asyncio.get_running_loop().time
-        uow = self.store.unit_of_work()
+        uow = self.store.unit_of_work(user_id=self.user_id)
         deadline = late = 0.0
         if self.opening:
             await self.proxy.end_all()
@@ -97,7 +99,7 @@ class Case:
 
     async def start(self, store: ConversationStore, user_id: str | None = None) -> tuple[int, Turn]:
         """Start a conversation with a turn."""
-        turn, uow = self.ledger.turn(None), store.unit_of_work()
+        turn, uow = self.ledger.turn(None), store.unit_of_work(user_id=self.user_id)
         with self.ledger.unit(turn, uow=uow, note=f"beside {self.name}"):
             conversation, messages = await start_conversation(
                 uow, user_id=user_id or "u", session_id=turn.contents[0], drafts=turn.drafts()

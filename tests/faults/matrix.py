@@ -14,6 +14,8 @@ import psycopg
 from ledger import APPLICATION, Ledger, Told
 from psycopg import sql
 from pulse import Pulse
+from store_fixtures import APPLICATION as APPLICATION_ROLE
+from store_fixtures import ROLES, as_role, create_roles
 
 from conversation_store import ConversationStore, ConversationStoreError, StoreError, StoreTimeout
 
@@ -69,13 +71,16 @@ class Lane(NamedTuple):
     waits: bool
 
 
-async def prepare(dsn: str, harm: str = "") -> None:
+async def prepare(dsn: str, harm: str = "", *, row_security: bool = False) -> None:
     """Make an empty store in a schema of its own, then do what harm is to be done to it."""
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
         name = sql.Identifier(SCHEMA)
         await connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(name))
         async with ConversationStore.connect(dsn, schema=SCHEMA, min_size=1) as store:
-            await store.migrate(id_block=ID_BLOCK)
+            if row_security:
+                create_roles(dsn)
+            roles = ROLES if row_security else {}
+            await store.migrate(id_block=ID_BLOCK, row_security=row_security, **roles)
         if harm:
             await connection.execute(sql.SQL(harm).format(name))
 
@@ -95,6 +100,8 @@ class Matrix:
     """Whether the fault comes while a connection is opened: there is none then."""
     harm: str = ""
     """SQL that is run beforehand, with {} for the schema."""
+    user_id: str | None = None
+    """For whom all units act, by stores with row security; None: by stores without."""
     ledger: Ledger = field(init=False)
     report: Report = field(init=False, default_factory=Report)
     _numbers: Iterator[int] = field(init=False, default_factory=itertools.count)
@@ -105,7 +112,7 @@ class Matrix:
         kinds: Collection[Kind] = tuple(Kind),
     ) -> Report:
         """Play these scenarios in front of these faults, and judge."""
-        await prepare(self.dsn, self.harm)
+        await prepare(self.dsn, self.harm, row_security=self.user_id is not None)
         self.ledger = Ledger(self.dsn, SCHEMA)
         self._pulse = Pulse()
         async with (
@@ -151,12 +158,13 @@ class Matrix:
         name = f"{APPLICATION} {scenario.name[:20]} {next(self._numbers)}"
         async with FaultProxy(self.dsn, name, self._control) as proxy:
             async with ConversationStore.connect(
-                proxy.dsn,
+                as_role(proxy.dsn, APPLICATION_ROLE) if self.user_id else proxy.dsn,
                 schema=SCHEMA,
                 min_size=1,
                 max_size=1,
                 prepare_threshold=0 if self.prepared else None,
                 coalesce=scenario.coalesce,
+                row_security=self.user_id is not None,
                 **self.options,
             ) as store:
                 await self._case(scenario, proxy, store, None).start(store)
@@ -172,7 +180,8 @@ class Matrix:
         fault: Fault | None,
     ) -> Case:
         name = f"{scenario.name}, {fault or 'no fault'}"
-        return Case(name, store, self._beside, proxy, fault, self.ledger, self._pulse, self.opening)
+        between = store, self._beside, proxy, fault, self.ledger, self._pulse
+        return Case(name, *between, self.opening, self.user_id)
 
     async def _left_over(self, application: str) -> list[Any]:
         """Return what a store left on the server: more than its one connection, or that at work."""

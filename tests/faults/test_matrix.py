@@ -74,6 +74,27 @@ async def test_nothing_is_lost_where_statements_are_prepared(
     assert report.complaints == []
 
 
+SECURED = (
+    "append_messages",
+    "append_messages with a request_id",
+    "latest_messages",
+    "two writes at once",
+    "an inner block rolled back",
+)
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+async def test_nothing_is_lost_under_row_security(
+    dsn: str, fault_report: list[str], *, prepared: bool
+) -> None:
+    """A lone statement has its scope before it, and no COMMIT behind it."""
+    matrix = Matrix(dsn, tries_again=True, prepared=prepared, user_id="u")
+    report = await matrix.play(SECURED, ENDS)
+    fault_report.append(said("row security" + ", prepared" * prepared, report))
+    assert report.complaints == []
+    assert await left_in_transaction(dsn) == []
+
+
 async def test_nothing_is_lost_while_a_connection_is_opened(
     dsn: str, fault_report: list[str]
 ) -> None:
