@@ -586,12 +586,21 @@ async def test_roles_are_granted_to_again(
     """Naming the same roles again changes nothing, but takes away what was granted meanwhile."""
     await migrate(database, **roles)
     granted = await privileges(conn)
+    await conn.execute("DROP SCHEMA operational CASCADE")
+    for kind in ("TABLES", "SEQUENCES", "FUNCTIONS"):
+        by_default = sql.SQL("ALTER DEFAULT PRIVILEGES GRANT ALL ON {} TO PUBLIC, {}")
+        await conn.execute(by_default.format(sql.SQL(kind), sql.Identifier(APPLICATION)))
+    await migrate(database, **roles)
+    assert await privileges(conn) == granted
     assert await migrate(database, **roles) == []
     assert await privileges(conn) == granted
     quoted = sql.Identifier(APPLICATION)
     for text in (
         "GRANT ALL ON ALL TABLES IN SCHEMA operational TO {}",
         "GRANT UPDATE (user_id) ON operational.ai_conversations TO {} WITH GRANT OPTION",
+        "SET ROLE {}",
+        'GRANT UPDATE (user_id) ON operational.ai_conversations TO "chat reader"',
+        "RESET ROLE",
         "GRANT ALL ON SCHEMA operational TO {}",
         "GRANT ALL ON SEQUENCE operational.ai_ids TO PUBLIC, {}",
         "GRANT ALL ON ALL TABLES IN SCHEMA operational TO PUBLIC, {}",
@@ -733,15 +742,18 @@ def conn_dsn(connection: Connection) -> str:
     return make_conninfo(connection.info.dsn, password=connection.info.password or None)
 
 
-async def test_row_security_is_switched_on_once(database: str, conn: Connection) -> None:
-    """The second time locks nothing, nor does it switch anything off not to ask for it."""
-    assert await migrate(database, row_security=True) == [*NAMES, "row_security"]
+async def test_row_security_is_switched_on_once(
+    database: str, conn: Connection, roles: dict[str, Any]
+) -> None:
+    """The second time waits for nobody who works; not to ask for it switches nothing off."""
+    assert await migrate(database, row_security=True, **roles) == [*NAMES, "row_security"]
     before = await privileges(conn)
     async with await psycopg.AsyncConnection.connect(database) as reader:
-        await reader.execute("SELECT FROM operational.ai_messages")
-        await reader.execute("SELECT FROM operational.ai_conversations")
+        await reader.execute(
+            "LOCK operational.ai_conversations, operational.ai_messages IN EXCLUSIVE MODE"
+        )
         async with asyncio.timeout(10):
-            assert await migrate(database, row_security=True) == []
+            assert await migrate(database, row_security=True, **roles) == []
             assert await migrate(database) == []
     assert await privileges(conn) == before
 

@@ -23,12 +23,14 @@ MAX_NAME_BYTES: Final = 63
 _NO_ROLES: Final = {"public", "none"}
 """Names that mean something else where a role is named."""
 
+# CASCADE is for what a role handed on that had a privilege with grant option.
 _TAKE: Final = """REVOKE ALL ON {schema}.ai_conversations, {schema}.ai_messages,
-    {schema}.conversation_store_migrations FROM {role};
-REVOKE ALL ON SEQUENCE {schema}.ai_ids FROM {role};
-REVOKE ALL ON FUNCTION {schema}.refuse(text, json), {schema}.is_own(bigint) FROM {role}"""
+    {schema}.conversation_store_migrations FROM {role} CASCADE;
+REVOKE ALL ON SEQUENCE {schema}.ai_ids FROM {role} CASCADE;
+REVOKE ALL ON FUNCTION {schema}.refuse(text, json), {schema}.is_own(bigint)
+    FROM {role} CASCADE"""
 
-_ENTER: Final = """REVOKE ALL ON SCHEMA {schema} FROM {role};
+_ENTER: Final = """REVOKE ALL ON SCHEMA {schema} FROM {role} CASCADE;
 GRANT USAGE ON SCHEMA {schema} TO {role}"""
 
 # Never the columns that say whose a row is and where it stands: id, user_id, session_id, position.
@@ -45,11 +47,7 @@ GRANT EXECUTE ON FUNCTION {schema}.refuse(text, json), {schema}.is_own(bigint) T
 _READ: Final = """GRANT SELECT ON {schema}.ai_conversations, {schema}.ai_messages TO {role};
 GRANT EXECUTE ON FUNCTION {schema}.refuse(text, json) TO {role}"""
 
-_GRANTS: Final = {
-    "application_role": (_TAKE, _ENTER, _WORK),
-    "read_only_role": (_TAKE, _ENTER, _READ),
-    "maintenance_role": (_TAKE, _ENTER, _WORK),
-}
+_GRANTS: Final = {"application_role": _WORK, "read_only_role": _READ, "maintenance_role": _WORK}
 
 BYPASSING: Final = "maintenance_role"
 """The one that row security does not bind."""
@@ -93,7 +91,7 @@ def grants(schema: str, roles: Roles) -> list[str]:
         return []
     texts = [fill(_TAKE, schema=quoted(schema), role="PUBLIC")]
     for keyword, name in roles.items():
-        parts = _GRANTS[keyword]
+        parts = (_TAKE, _ENTER, _GRANTS[keyword])
         texts += [fill(part, schema=quoted(schema), role=quoted(name)) for part in parts]
     return texts
 
