@@ -22,12 +22,14 @@ from conversation_store import (
     AsyncUnitOfWork,
     CommitOutcomeUnknown,
     ConversationStore,
+    ErasureReceipt,
     Outcome,
     Retry,
     StoreTimeout,
     append_messages,
     close_conversation,
     delete_conversation,
+    erase_user,
     get_or_start_conversation,
     start_conversation,
 )
@@ -108,6 +110,11 @@ WRITES: dict[str, tuple[Work, str]] = {
 }
 
 
+async def _went(removal: Awaitable[ErasureReceipt]) -> tuple[int, int]:
+    receipt = await removal
+    return receipt.conversations, receipt.messages
+
+
 REQUESTS: dict[str, Callable[[ConversationStore, int], Awaitable[Any]]] = {
     "append": WRITES["append with request_id"][0],
     "start": lambda store, _: start_conversation(
@@ -116,6 +123,10 @@ REQUESTS: dict[str, Callable[[ConversationStore, int], Awaitable[Any]]] = {
     "get_or_start": lambda store, _: get_or_start_conversation(
         store.unit_of_work(), user_id="eve", session_id="two", drafts=turn(1), request_id="r"
     ),
+    "delete": lambda store, id_: _went(
+        delete_conversation(store.unit_of_work(), conversation_id=id_)
+    ),
+    "erase": lambda store, _: _went(erase_user(store.unit_of_work(), user_id="eve")),
 }
 
 

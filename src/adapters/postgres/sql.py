@@ -38,7 +38,7 @@ _REFUSAL_DETAIL: Final[LiteralString] = """json_build_object(
 
 # Of a repetition, which changes no row: what it finds may be stored here and not on the synchronous
 # standbys, if the first commit did not wait to the end. With a record in the log it waits itself.
-_LOGGED: Final[LiteralString] = "SELECT pg_logical_emit_message(true, 'conversation-store', '')"
+LOGGED: Final[LiteralString] = "SELECT pg_logical_emit_message(true, 'conversation-store', '')"
 
 START: Final[LiteralString] = f"""
 WITH new AS (
@@ -96,7 +96,7 @@ WITH found AS MATERIALIZED (
     FROM found JOIN {{messages}} AS m ON m.conversation_id = found.id
     WHERE m.request_id = %(request_id)s AND m.request_digest IS NOT NULL
 ), logged AS MATERIALIZED (
-    {_LOGGED} FROM prior WHERE digest = %(digest)s::bytea
+    {LOGGED} FROM prior WHERE digest = %(digest)s::bytea
 ), new AS (
     INSERT INTO {{conversations}} (id, user_id, session_id, status, start_time, last_activity,
         message_count, version, rescue_id, intent_type, source, metadata)
@@ -226,7 +226,7 @@ WITH now AS MATERIALIZED (
     FROM now JOIN {{messages}} AS m ON m.conversation_id = now.id
     WHERE m.request_id = %(request_id)s AND m.request_digest IS NOT NULL
 ), logged AS MATERIALIZED (
-    {_LOGGED} FROM prior WHERE is_same
+    {LOGGED} FROM prior WHERE is_same
 ), done AS (
     UPDATE {{conversations}}
     SET message_count = message_count + %(count)s, version = version + 1,

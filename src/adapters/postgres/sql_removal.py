@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final, LiteralString
 
-from .sql import IS_ADDRESSED
+from .sql import IS_ADDRESSED, LOGGED
 
 IS_MEANT: Final[LiteralString] = """last_activity < %(inactive_since)s::timestamptz
         AND (%(status)s::text IS NULL OR status = %(status)s)"""
@@ -24,7 +24,8 @@ _OF_ALL: Final[LiteralString] = """{conversations}
 
 # Chosen by the snapshot, in the order of the walk; locked in the order of ids, so that removals do
 # not wait for each other in a circle; judged again when they are locked. What others hold is passed
-# over: nobody is waited for while a batch is held.
+# over: nobody is waited for while a batch is held. At the end of the walk, finding nothing is told
+# when it is as durable as a removal: what is gone here may still be on a synchronous standby.
 _REMOVE_SOME: Final[LiteralString] = f"""
 , counted AS (
     SELECT id, place, message_count,
@@ -46,9 +47,12 @@ _REMOVE_SOME: Final[LiteralString] = f"""
             OR (SELECT count(*) FROM meant) = %(most_conversations)s
             THEN (SELECT max(place) FROM taken)
         ELSE (SELECT place FROM horizon) END AS place
+), logged AS MATERIALIZED (
+    {LOGGED} FROM next WHERE place IS NULL AND NOT EXISTS (SELECT FROM gone)
 )
 SELECT {_STARTED}, {_FINISHED}, (SELECT place::text FROM next), taken.id, gone.message_count
 FROM (VALUES (1)) AS one LEFT JOIN taken ON true LEFT JOIN gone ON gone.id = taken.id
+LEFT JOIN logged ON true
 """
 
 REMOVE_SOME_OF_USER: Final[LiteralString] = f"""
@@ -122,9 +126,11 @@ WITH seen AS MATERIALIZED (
     DELETE FROM {{conversations}}
     WHERE id = (SELECT id FROM locked WHERE message_count <= %(most_messages)s)
     RETURNING id, message_count
+), logged AS MATERIALIZED (
+    {LOGGED} WHERE NOT EXISTS (SELECT FROM gone) AND NOT EXISTS (SELECT FROM long)
 )
 SELECT {_STARTED}, {_FINISHED}, gone.message_count, long.message_count - long.rest
-FROM (VALUES (1)) AS one LEFT JOIN gone ON true LEFT JOIN long ON true
+FROM (VALUES (1)) AS one LEFT JOIN gone ON true LEFT JOIN long ON true LEFT JOIN logged ON true
 """
 
 LOOK_FOR_REST: Final[LiteralString] = f"""
