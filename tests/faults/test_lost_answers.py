@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
@@ -27,6 +28,7 @@ from conversation_store import (
     ConversationRecord,
     ConversationStore,
     DuplicateSession,
+    ErasureReceipt,
     Message,
     MessageNotFound,
     NewConversation,
@@ -50,6 +52,7 @@ from conversation_store import (
     latest_messages,
     list_conversations,
     messages_after,
+    purge_conversations,
     redact_message,
     reopen_conversation,
     start_conversation,
@@ -287,11 +290,57 @@ async def test_an_update_at_a_version_that_moved_is_unknown(lossy: Lossy) -> Non
     assert (found.rescue_id, found.version) == ("r", 2)
 
 
-async def test_an_erasure_is_not_repeated(lossy: Lossy) -> None:
-    """Its receipt would count what is left."""
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove one conversation at a time, or two messages."""
+    monkeypatch.setattr("conversation_store.adapters.postgres.removal.BATCH_CONVERSATIONS", 1)
+    monkeypatch.setattr("conversation_store.adapters.postgres.removal.BATCH_MESSAGES", 2)
+
+
+async def purge(uow: AsyncUnitOfWork, progress: Callable[[ErasureReceipt], None]) -> ErasureReceipt:
+    """Remove everything that is there now."""
+    until = datetime(2100, 1, 1, tzinfo=UTC)
+    return await purge_conversations(uow, inactive_since=until, progress=progress)
+
+
+async def erase(uow: AsyncUnitOfWork, progress: Callable[[ErasureReceipt], None]) -> ErasureReceipt:
+    """Remove everything that the user has."""
+    return await erase_user(uow, user_id="u", progress=progress)
+
+
+@pytest.mark.usefixtures("small_batches")
+@pytest.mark.parametrize("remove", [erase, purge])
+async def test_a_batch_is_not_repeated(lossy: Lossy, remove: Any) -> None:
+    """Its receipt would count what is left: the error says what went before, and others go on."""
+    for session in ("a", "b"):
+        await start_conversation(lossy.direct.unit_of_work(), user_id="u", session_id=session)
     lossy.proxy.lose()
-    with pytest.raises(CommitOutcomeUnknown):
-        await erase_user(lossy.uow(), user_id="u")
+    with pytest.raises(CommitOutcomeUnknown) as caught:
+        await remove(lossy.uow(), lambda _: None)
+    assert caught.value.erased is None
+    with pytest.raises(CommitOutcomeUnknown) as caught:
+        await remove(lossy.uow(), lambda _: lossy.proxy.lose())
+    assert caught.value.erased is not None
+    assert caught.value.erased.conversations == 1
+    rest = await remove(lossy.uow(), lambda _: None)
+    page = await list_conversations(lossy.direct.unit_of_work(), user_id="u")
+    assert page.conversations == []
+    assert rest.conversations <= 1
+
+
+@pytest.mark.usefixtures("small_batches")
+async def test_a_deletion_in_batches_is_asked_for_again(lossy: Lossy) -> None:
+    """Whatever batch was lost, the conversation is gone; the receipt may lack what that removed."""
+    for number in range(3):
+        await append_messages(
+            lossy.direct.unit_of_work(), conversation_id=lossy.chat, drafts=turn(number)
+        )
+    receipt = await delete_conversation(
+        lossy.uow(), conversation_id=lossy.chat, progress=lambda _: lossy.proxy.lose()
+    )
+    assert receipt.messages <= 8
+    with pytest.raises(ConversationNotFound):
+        await get_conversation(lossy.direct.unit_of_work(), conversation_id=lossy.chat)
 
 
 @pytest.mark.parametrize(
