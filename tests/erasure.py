@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import signal
 import sys
 import time
@@ -173,29 +174,25 @@ class Trial:
                 _, self.told[-1], memory = json.loads(line)
                 self.memory.append(memory)
                 if kill_at is not None and self.told[-1] > kill_at:
-                    with suppress(ProcessLookupError):
-                        eraser.kill()  # what it told before that is still to be read
+                    _signal(eraser, signal.SIGKILL)  # what it told is still to be read
             code = await eraser.wait()
             assert code == (0 if kill_at is None else -signal.SIGKILL)
         finally:
             turns.cancel()
             self.is_at_work = False
-            with suppress(ProcessLookupError):
-                eraser.kill()
+            _signal(eraser, signal.SIGKILL)
 
     async def _stop_and_go(self, eraser: Process, windows: float) -> None:
         """Stop the eraser every other window; what it has sent the server does nevertheless."""
         while True:
-            with suppress(ProcessLookupError):
-                eraser.send_signal(signal.SIGCONT)
+            _signal(eraser, signal.SIGCONT)
             self.is_at_work = True
             began = time.monotonic()
             try:
                 await asyncio.sleep(windows)
             finally:
                 self.seconds += time.monotonic() - began
-            with suppress(ProcessLookupError):
-                eraser.send_signal(signal.SIGSTOP)
+            _signal(eraser, signal.SIGSTOP)
             await asyncio.sleep(0.2)  # for what it has sent
             self.is_at_work = False
             await asyncio.sleep(windows)
@@ -237,6 +234,13 @@ class Trial:
                 row: Any = await (await connection.execute(query)).fetchone()
                 self.waited = max(self.waited, row[0].total_seconds() if row[0] else 0.0)
                 await asyncio.sleep(0.02)
+
+
+def _signal(process: Process, number: signal.Signals) -> None:
+    """Send a signal to a process that runs; its own method would take its end from the loop."""
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, number)
 
 
 def percentile(values: list[float], part: float) -> float:
