@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import aclosing, suppress
+from datetime import UTC, datetime
 from statistics import quantiles
 from typing import Any, Final, TypeVar
 
@@ -30,12 +31,14 @@ from conversation_store import (
     import_conversations,
     list_conversations,
     messages_after,
+    purge_conversations,
     redact_message,
     start_conversation,
 )
 
 T = TypeVar("T")
 
+FUTURE: Final = datetime(2100, 1, 1, tzinfo=UTC)
 CANCELLED: Final = 0.05
 """The part of the calls that are cancelled, if they last so long."""
 PATIENCE: Final = 0.01
@@ -227,7 +230,7 @@ class SoakWriter(Writer):
         await self.call(work)
 
     async def forget(self) -> None:
-        """Start a conversation of a user of its own, and erase the user."""
+        """Start a conversation of a user of its own; erase the user, or purge what there is."""
         turn = self.load.turn(None)
         user_id = turn.contents[0][:SESSION]
 
@@ -241,9 +244,12 @@ class SoakWriter(Writer):
         async def erase(uow: AsyncUnitOfWork) -> None:
             await erase_user(uow, user_id=user_id)
 
+        async def purge(uow: AsyncUnitOfWork) -> None:
+            await purge_conversations(uow, inactive_since=FUTURE, user_id=user_id)
+
         conversation_id = await self.scoped(start, turn, user_id=user_id)
         if conversation_id is not None:
-            await self.unit(erase, removes=[conversation_id])
+            await self.unit(self.random.choice([erase, purge]), removes=[conversation_id])
 
     async def redact(self) -> None:
         """Start a conversation and redact a message of it; the others stay."""
