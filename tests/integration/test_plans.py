@@ -708,7 +708,7 @@ SECURED: dict[str, tuple[Call, int, int]] = {
     "close": (lambda u: close_conversation(u, conversation_id=LONG), 0, 60),
     "redact_message": (lambda u: redact_message(u, message_id=1_050_000), 5, 80),
     "delete": (lambda u: delete_conversation(u, conversation_id=SHORT), 0, 60),
-    "delete a long one": (lambda u: delete_conversation(u, conversation_id=LONG), 2005, 6000),
+    "delete a long one": (lambda u: delete_conversation(u, conversation_id=LONG), 2010, 6000),
 }
 """Calls, how many messages they meet, and how many buffers they cost without policies."""
 
