@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
@@ -546,6 +547,39 @@ async def test_a_purge_spares_what_became_active_meanwhile(
     assert (counts(receipt), receipt.digest) == ((1, 1), digest((quiet, 1)))
     assert await sessions(shared_store) == ["a"]
     assert await is_gap_free(shared_store, busy)
+
+
+async def test_a_purge_beside_appends_removes_nothing_that_was_said_before_it(
+    shared_store: ConversationStore,
+) -> None:
+    """An append that was acknowledged is there; one that came too late met no conversation."""
+    records: list[Any] = [
+        {
+            "user_id": "u",
+            "session_id": f"s-{number}",
+            "start_time": LONG_AGO.isoformat(),
+            "last_activity": LONG_AGO.isoformat(),
+            "messages": [{"role": "user", "content": "x"}] * 3,
+        }
+        for number in range(60)
+    ]
+    await import_conversations(shared_store.unit_of_work(), records=records)
+    page = await list_conversations(shared_store.unit_of_work(), user_id="u", limit=100)
+    said: set[int] = set()
+
+    async def say(conversation_id: int) -> None:
+        with suppress(ConversationNotFound):
+            await append_messages(
+                shared_store.unit_of_work(), conversation_id=conversation_id, drafts=turn(1)
+            )
+            said.add(conversation_id)
+
+    purge = purge_conversations(shared_store.unit_of_work(), inactive_since=CUT)
+    saying = asyncio.gather(*(say(found.id) for found in page.conversations))
+    receipt, _ = await asyncio.gather(purge, saying)
+    left = await list_conversations(shared_store.unit_of_work(), user_id="u", limit=100)
+    assert {found.id for found in left.conversations} == said
+    assert receipt.conversations == len(records) - len(said)
 
 
 @pytest.mark.usefixtures("small_batches")
