@@ -17,6 +17,7 @@ from conversation_store.adapters.postgres import (
     flush,
     inquiry,
     messages,
+    opening,
     sql,
     sql_removal,
     statement,
@@ -99,7 +100,7 @@ def _trims_what_it_does_not_see(patch: pytest.MonkeyPatch) -> None:
 
 def _no_transaction(patch: pytest.MonkeyPatch) -> None:
     for name in ("BEGIN", "COMMIT"):
-        patch.setattr(statement, name, statement.Command(b"SELECT"))
+        patch.setattr(opening, name, statement.Command(b"SELECT"))
 
 
 def _no_comparison(patch: pytest.MonkeyPatch) -> None:
