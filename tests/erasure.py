@@ -155,7 +155,7 @@ class Trial:
         others += [asyncio.create_task(self._write_own()), asyncio.create_task(self._watch())]
         try:
             await asyncio.sleep(settle)
-            await self._erase(windows, kill_at=self.messages // 2)
+            await self._erase(windows, kill_at=self.messages // 3)
             await self._erase(windows, kill_at=None)
         finally:
             self._is_over = True
@@ -165,12 +165,14 @@ class Trial:
         eraser = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", ERASER), json.dumps([self.dsn, MARKER]), stdout=PIPE
         )
-        turns = asyncio.create_task(self._stop_and_go(eraser, windows))
+        turns: asyncio.Task[None] | None = None
         self.told.append(0)
         self.memory.clear()
         try:
             assert eraser.stdout is not None
             async for line in eraser.stdout:
+                if turns is None:
+                    turns = asyncio.create_task(self._stop_and_go(eraser, windows))
                 _, self.told[-1], memory = json.loads(line)
                 self.memory.append(memory)
                 if kill_at is not None and self.told[-1] > kill_at:
@@ -178,7 +180,8 @@ class Trial:
             code = await eraser.wait()
             assert code == (0 if kill_at is None else -signal.SIGKILL)
         finally:
-            turns.cancel()
+            if turns is not None:
+                turns.cancel()
             self.is_at_work = False
             _signal(eraser, signal.SIGKILL)
 

@@ -35,7 +35,7 @@ MOST_MEMORY: Final = 10_000
 async def trial(dsn: str, postgres: ConversationStore) -> Trial:
     """Give an erasure that is over, with what others met meanwhile."""
     trial = Trial(postgres, dsn)
-    await trial.run(MESSAGES, windows=0.3)
+    await trial.run(MESSAGES, windows=0.2)
     return trial
 
 
@@ -44,7 +44,7 @@ async def test_a_killed_erasure_is_gone_on_with(
 ) -> None:
     """Called again it completes, in bounded memory; nothing of the user is left in any table."""
     killed, last = trial.told
-    assert killed > trial.messages // 2
+    assert killed > trial.messages // 3
     assert last > 0
     # What was appended meanwhile is gone too; what the killed one did last nobody was told of.
     assert trial.messages - BATCH_MESSAGES <= killed + last <= trial.messages + len(trial.own)
