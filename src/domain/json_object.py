@@ -32,7 +32,8 @@ MAX_INTEGER: Final = 10**300
 
 _TOO_LARGE: Final = 10**10_000  # of more digits the decimal text takes seconds to find
 _WHOLE_FLOATS_BECOME_INTEGERS: Final = 1e16  # where repr() turns to exponents, as jsonb's input
-_MOST_BYTES_A_CHARACTER: Final = 4  # in UTF-8
+_MOST_PLAIN: Final = MAX_JSON_BYTES // 4  # characters: each has at most four bytes in UTF-8
+_BYTES_OF_A_MEMBER: Final = 4  # quotes, colon and comma
 
 _DECODER: Final = json.JSONDecoder()
 _ENCODER: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
@@ -79,21 +80,22 @@ def dump_plain(value: object) -> str | None:
             text = _PlainWriter().write_object(plain, MAX_JSON_DEPTH)
         except TypeError:
             return None
-    is_small = len(text) * _MOST_BYTES_A_CHARACTER <= MAX_JSON_BYTES
-    return text if is_small and is_storable(text) and r"\u0000" not in text else None
+    return (
+        text if len(text) <= _MOST_PLAIN and is_storable(text) and r"\u0000" not in text else None
+    )
 
 
 def _holds_little(items: Collection[Any]) -> bool:
     """Whether texts, and lists of texts, may be small; raise TypeError for most that is neither."""
-    size = len(items)
+    size = _BYTES_OF_A_MEMBER * len(items)
     for item in items:
         is_list = type(item) is list
         size += len(cast("list[object]", item)) if is_list else str.__len__(item)
-        if size > MAX_JSON_BYTES:
+        if size > _MOST_PLAIN:
             return False
         if is_list:
             size += sum(map(str.__len__, cast("list[str]", item)))
-    return size <= MAX_JSON_BYTES
+    return size <= _MOST_PLAIN
 
 
 class _PlainWriter:
@@ -103,11 +105,14 @@ class _PlainWriter:
     """
 
     def __init__(self) -> None:
-        self._left = MAX_JSON_BYTES
-        """So many bytes may follow, at least."""
+        self._left = _MOST_PLAIN
+        """So many characters may follow: what was written has as many as were subtracted."""
 
     def write_object(self, value: dict[Any, Any], levels: int) -> str:
         """Write an object; raise TypeError where there is anything in it that is not plain."""
+        self._left -= _BYTES_OF_A_MEMBER * len(value)
+        if self._left < 0:
+            raise TypeError
         members = [f"{_quote(key)}:{self._write(item, levels - 1)}" for key, item in value.items()]
         return f"{{{','.join(members)}}}"
 
@@ -142,8 +147,7 @@ def check_json_object(value: object, field: str, error: type[InvalidInput]) -> J
     try:
         if not isinstance(value, Mapping):
             raise error(field=field, reason=f"must be a JSON object, not {type(value).__name__}")
-        reader = _CanonicalReader(field, error)
-        copy = reader.read_object(cast("_Mapping", value), field, MAX_JSON_DEPTH)
+        copy = _CanonicalReader(field, error).read(cast("_Mapping", value))
     except (InvalidInput, MemoryError):
         raise
     except Exception as failure:  # noqa: BLE001 - whatever a value of the host raises
@@ -166,79 +170,101 @@ def _jsonb_order(key: str) -> tuple[int, bytes]:
     return len(encoded), encoded
 
 
+_Place: TypeAlias = tuple[Any, str | None, int]
+"""Where a value stands: the place of what holds it, if anything does, and its name and number."""
+
+
 class _CanonicalReader:
     """Reads one JSON object, and no more of it than may be stored."""
 
     def __init__(self, field: str, error: type[InvalidInput]) -> None:
-        self._field = field
+        self._root: _Place = None, field, 0
         self._error = error
         self._left = MAX_JSON_BYTES
         """So many bytes may follow: what was read takes as many as were subtracted, or more."""
 
-    def read_object(self, value: _Mapping, field: str, levels: int) -> JsonObject:
-        """Return a copy in canonical form; `field` is where it stands."""
+    def read(self, value: _Mapping) -> JsonObject:
+        """Return a copy of it in canonical form."""
+        return self._read_object(value, self._root, MAX_JSON_DEPTH)
+
+    def _read_object(self, value: _Mapping, place: _Place, levels: int) -> JsonObject:
         if levels == 0:
-            raise self._error(field=field, reason=f"nests deeper than {MAX_JSON_DEPTH} levels")
+            raise self._refusal(place, f"nests deeper than {MAX_JSON_DEPTH} levels")
         copy: JsonObject = {}
         self._take(1)
         for number, (key, item) in enumerate(value.items(), 1):
             if not isinstance(key, str):
-                reason = f"has a key that is not a text but {type(key).__name__}"
-                raise self._error(field=field, reason=reason)
-            self._take(str.__len__(key) + 4)
-            name = check_text(key, f"{field} (a key)", self._error)
-            copy[name] = self._read(item, f"{field}.{shown_name(name, number)}", levels)
+                raise self._refusal(place, f"has a key that is not a text but {type(key).__name__}")
+            self._take(str.__len__(key) + _BYTES_OF_A_MEMBER)
+            name = self._text(key, place, " (a key)")
+            copy[name] = self._read(item, (place, name, number), levels)
         if len(copy) > 1:
             return {key: copy[key] for key in sorted(copy, key=_jsonb_order)}
         return copy
 
-    def _read(self, value: object, field: str, levels: int) -> Any:
+    def _read(self, value: object, place: _Place, levels: int) -> Any:
         if value is None or value is True or value is False:
             self._take(4)
             return value
         if isinstance(value, str):
             self._take(str.__len__(value) + 2)
-            return check_text(value, field, self._error)
+            return self._text(value, place)
         self._take(1)
         if isinstance(value, int):
             whole = int.__int__(value)
             if not -MAX_INTEGER < whole < MAX_INTEGER:
-                reason = "is an integer that is not below 10**300"
-                raise self._error(field=field, reason=reason)
+                raise self._refusal(place, "is an integer that is not below 10**300")
             return whole
         if isinstance(value, float):
-            return self._read_float(float.__float__(value), field)
+            return self._read_float(float.__float__(value), place)
         if isinstance(value, Mapping):
-            return self.read_object(cast("_Mapping", value), field, levels - 1)
+            return self._read_object(cast("_Mapping", value), place, levels - 1)
         if isinstance(value, list | tuple):
-            return self._read_list(cast("Sequence[object]", value), field, levels - 1)
-        reason = f"is a {type(value).__name__}, which JSON does not have"
-        raise self._error(field=field, reason=reason)
+            return self._read_list(cast("Sequence[object]", value), place, levels - 1)
+        raise self._refusal(place, f"is a {type(value).__name__}, which JSON does not have")
 
-    def _read_list(self, value: Sequence[object], field: str, levels: int) -> list[Any]:
+    def _read_list(self, value: Sequence[object], place: _Place, levels: int) -> list[Any]:
         if levels == 0:
-            raise self._error(field=field, reason=f"nests deeper than {MAX_JSON_DEPTH} levels")
+            raise self._refusal(place, f"nests deeper than {MAX_JSON_DEPTH} levels")
         copy: list[Any] = []
         for index, item in enumerate(value):
             self._take(1)
-            copy.append(self._read(item, f"{field}[{index}]", levels))
+            copy.append(self._read(item, (place, None, index), levels))
         return copy
 
-    def _read_float(self, value: float, field: str) -> float | int:
+    def _read_float(self, value: float, place: _Place) -> float | int:
         if not math.isfinite(value):
-            raise self._error(field=field, reason=f"is {value}, and JSON knows finite numbers only")
+            raise self._refusal(place, f"is {value}, and JSON knows finite numbers only")
         if abs(value) < _WHOLE_FLOATS_BECOME_INTEGERS:
             return value or 0.0
         whole = int(Decimal(float.__repr__(value)))
         if not -MAX_INTEGER < whole < MAX_INTEGER:
-            raise self._error(field=field, reason="is a number that is not below 10**300")
+            raise self._refusal(place, "is a number that is not below 10**300")
         return whole
+
+    def _text(self, value: str, place: _Place, what: str = "") -> str:
+        if type(value) is str and is_storable(value):
+            return value
+        return check_text(value, f"{_path(place)}{what}", self._error)
 
     def _take(self, size: int) -> None:
         self._left -= size
         if self._left < 0:
             reason = f"must be at most {MAX_JSON_BYTES} bytes as JSON, and is larger"
-            raise self._error(field=self._field, reason=reason)
+            raise self._refusal(self._root, reason)
+
+    def _refusal(self, place: _Place, reason: str) -> InvalidInput:
+        return self._error(field=_path(place), reason=reason)
+
+
+def _path(place: _Place) -> str:
+    """Return where a value stands, in words."""
+    parts: list[str] = []
+    holder, name, number = place
+    while holder is not None:
+        parts.append(f"[{number}]" if name is None else f".{shown_name(name, number)}")
+        holder, name, number = holder
+    return "".join([str(name), *reversed(parts)])
 
 
 def weigh(value: Any) -> int:

@@ -26,8 +26,12 @@ def check_timeout(timeout: Any) -> None:
     """Raise InvalidLimit for what is no timeout."""
     if timeout is None:
         return
-    is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
-    if not (is_number and 0 < timeout <= MOST_SECONDS):
+    number: float = 0
+    if isinstance(timeout, int) and not isinstance(timeout, bool):
+        number = int.__int__(timeout)  # a subclass may say one thing and hold another
+    elif isinstance(timeout, float):
+        number = float.__float__(timeout)
+    if not 0 < number <= MOST_SECONDS:
         reason = f"must be a number of seconds above 0, at most {MOST_SECONDS}, or None"
         raise InvalidLimit(field="timeout", reason=reason)
 
