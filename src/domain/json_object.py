@@ -144,6 +144,8 @@ def check_json_object(value: object, field: str, error: type[InvalidInput]) -> J
     that are not finite or not below 10**300, more than 64 levels, more than 1 MB, and what raises
     an error of its own when it is read. No more of it is read than 1 MB.
     """
+    copy: JsonObject = {}
+    failed = ""
     try:
         if not isinstance(value, Mapping):
             raise error(field=field, reason=f"must be a JSON object, not {type(value).__name__}")
@@ -151,8 +153,9 @@ def check_json_object(value: object, field: str, error: type[InvalidInput]) -> J
     except (InvalidInput, MemoryError):
         raise
     except Exception as failure:  # noqa: BLE001 - whatever a value of the host raises
-        reason = f"could not be read: that raised {type(failure).__name__}"
-        raise error(field=field, reason=reason) from None
+        failed = type(failure).__name__  # all else that it says may be a value
+    if failed:
+        raise error(field=field, reason=f"could not be read: that raised {failed}")
     size = len(dump_json(copy).encode())
     if size > MAX_JSON_BYTES:
         reason = f"must be at most {MAX_JSON_BYTES} bytes as JSON, not {size}"

@@ -45,5 +45,6 @@ def read_time(text: str) -> datetime:
     try:
         return datetime.fromisoformat(text)
     except ValueError:
-        reason = "must be a time like 2026-08-30T00:00:00Z"
-        raise InvalidConversation(field="inactive_since", reason=reason) from None
+        pass  # it quotes the text
+    reason = "must be a time like 2026-08-30T00:00:00Z"
+    raise InvalidConversation(field="inactive_since", reason=reason)

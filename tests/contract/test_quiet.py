@@ -39,6 +39,22 @@ from conversation_store import (
     start_conversation,
 )
 
+
+class Stubborn(dict[str, Any]):
+    """An object of the host's that tells its words when it is read."""
+
+    def items(self) -> Any:
+        """Fail."""
+        raise LookupError(secret("stubborn"))
+
+
+class MoreStubborn(Stubborn):
+    """A record of that kind."""
+
+    def __iter__(self) -> Any:
+        raise LookupError(secret("stubborn"))
+
+
 on_both_adapters = pytest.mark.parametrize("store", ["memory", "postgres"], indirect=True)
 
 UNSTORABLE = [
@@ -55,6 +71,8 @@ UNSTORABLE = [
     {secret("deep"): [[[{secret("key"): 10**400}]]]},
     {1: secret("key that is no text")},
     secret("bytes").encode(),
+    Stubborn(),
+    {"in": Stubborn()},
     10**400,
     -1,
     True,
@@ -118,6 +136,7 @@ def test_bad_values_are_quiet(make: Callable[..., Any]) -> None:
 
 
 BAD_RECORDS: list[Any] = [
+    MoreStubborn(user_id="u", session_id="s", messages=[]),
     secret("record"),
     [secret("record")],
     {secret("field"): 1},
