@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 import pytest
+from attacks.scene import Scene, TwinScene, first_wall
 
 _lines: list[str] = []
 
@@ -11,6 +14,17 @@ _lines: list[str] = []
 def attack_report() -> list[str]:
     """Give the lines that the end of the test report shows."""
     return _lines
+
+
+@pytest.fixture(params=["the twin", "PostgreSQL"])
+async def scene(request: pytest.FixtureRequest) -> AsyncIterator[Scene]:
+    """Give a store with a victim in it."""
+    if request.param == "the twin":
+        yield await TwinScene.make()
+        return
+    dsn, migrated = request.getfixturevalue("dsn"), request.getfixturevalue("migrated")
+    async with first_wall(dsn, migrated) as opened:
+        yield opened
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
