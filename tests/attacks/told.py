@@ -62,11 +62,11 @@ class Teller:
 
     def changes(self, before: State, after: State) -> list[Any]:
         """Return what became of the rows of a store."""
-        gone = [(key[0], self.told(row)) for key, row in before.items() if key not in after]
-        new = [(key[0], self.told(row)) for key, row in after.items() if key not in before]
+        gone = [(key[0], self.told(row)) for key, row in sorted(before.items()) if key not in after]
+        new = [(key[0], self.told(row)) for key, row in sorted(after.items()) if key not in before]
         moved = [
             (key, {name: self.told(row[name], name) for name in row if row[name] != old[name]})
-            for key, old in before.items()
+            for key, old in sorted(before.items())
             if (row := after.get(key, old)) != old
         ]
         return [("gone", gone), ("new", new), ("moved", moved)]
