@@ -96,7 +96,7 @@ class TwinScene(Scene):
         """Make a new store; it gives the same ids and times again."""
         ticks = itertools.count(1)
         self.store = ConversationStore.in_memory(
-            clock=lambda: _BEGIN + timedelta(seconds=next(ticks)), retry=ONCE
+            clock=lambda: _BEGIN + timedelta(seconds=next(ticks)), retry=ONCE, lock_timeout=0.5
         )
         database: Any = self.store._adapter._database  # type: ignore[attr-defined]
         database._ids = itertools.count(FIRST_ID)

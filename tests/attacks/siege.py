@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any, Final
 
 import psycopg
@@ -14,6 +15,7 @@ from store_fixtures import turn
 from conversation_store import (
     AsyncUnitOfWork,
     CommitOutcomeUnknown,
+    ConversationChanges,
     ConversationStoreError,
     Retry,
     UnitOfWorkMisuse,
@@ -23,7 +25,7 @@ from .attempts import Attempt
 from .hosts_sql import HostsSql
 from .scene import PostgresScene, Scene
 from .told import State, Teller
-from .world import MALLORY, Target, nobody
+from .world import ALICE, MALLORY, Target, nobody
 
 _LONGEST: Final = 20
 """Seconds that a call may take."""
@@ -202,6 +204,29 @@ async def in_time(scene: Scene, call: Call, target: Target) -> Any:
 async def run(scene: Scene, call: Call, target: Target) -> Any:
     """Have the store run it."""
     return await scene.store.run(lambda uow: call(uow, target), user_id=MALLORY)
+
+
+async def while_she_writes(scene: Scene, call: Call, target: Target) -> Any:
+    """Make the call while a unit of the victim's holds all that she has: nothing is to wait for it.
+
+    Who had to wait would know that something is there.
+    """
+    hers = scene.unit(ALICE)
+    value: Any = None
+    with suppress(ConversationStoreError):
+        async with hers:
+            for id_ in scene.target.messages.values():
+                hers.messages.redact(id_)
+            for id_ in scene.target.conversations.values():
+                hers.conversations.update(id_, ConversationChanges(rescue_id="held"))
+            with suppress(ConversationStoreError):  # she is gone where there is to be nobody
+                await hers.before_read()
+            try:
+                value = await call(scene.unit(), target)
+            except ConversationStoreError as error:
+                value = error
+            await hers.rollback()
+    return value
 
 
 async def with_others(scene: Scene, call: Call, target: Target) -> Any:
