@@ -563,6 +563,28 @@ async def test_an_export_in_a_hosts_transaction(
         assert await seen(connection) == ("host", 1, 2)
 
 
+async def test_an_export_goes_on_while_a_unit_of_another_is_open_inside(
+    store: ConversationStore, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose rows a chunk has is judged when it is read; no record loses its messages by that."""
+    monkeypatch.setattr(stream, "CHUNK", 20)
+    uow = store.unit_of_work(user_id="me")
+    for number in range(3):
+        await start_conversation(uow, session_id=f"s-{number}", drafts=turn(1) * 30)
+    async with raw(dsn) as connection, connection.transaction():
+        await connection.execute("SET LOCAL enable_sort = off")  # it would read all at once
+        outer = store.unit_of_work(user_id="me", connection=connection)
+        inner = store.unit_of_work(user_id="other", connection=connection)
+        async with outer:
+            await outer.connection()
+            records = export_conversations(outer)
+            exported = [await anext(records)]
+            async with inner:
+                await inner.connection()
+                exported += [record async for record in records]
+    assert [len(record["messages"]) for record in exported] == [60, 60, 60]
+
+
 async def test_an_idle_connection_of_the_hosts(store: ConversationStore, dsn: str) -> None:
     """Outside of a transaction the unit's is its own, and what the session had set holds again."""
     mine, _ = await started(store, "me")

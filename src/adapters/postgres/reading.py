@@ -20,7 +20,7 @@ from ...service_layer.limited import LimitedUnitOfWork
 from ...service_layer.retry import Retry, try_again
 from .connections import Connection, Connections, LentConnection, check_usable
 from .errors import meaning_of
-from .opening import NOTHING, Opening
+from .opening import Opening
 from .rows import Row
 from .statement import BEGIN, Command, Parameters, fetch_among, fetch_rows
 from .stream import LimitedStream, RowStream, ServerCursor, StreamAlone, StreamInside
@@ -113,9 +113,8 @@ class ReadingUnitOfWork(LimitedUnitOfWork):
         if held is None:
             before = [BEGIN, *self._opening.commands()]
             return await StreamAlone.open(self._connections, before, text, parameters)
-        is_opened = any(block.opened for block in self._blocks)
-        around = NOTHING if is_opened else self._opening.unlimited
-        cursor = ServerCursor(held, around)
+        # Whoever is set when a chunk is read counts, and a unit inside this one may set another.
+        cursor = ServerCursor(held, self._opening.unlimited)
         return await StreamInside.open(cursor, check, self._fail_reading, text, parameters)
 
     async def _fail_reading(self, error: BaseException) -> None:
