@@ -7,10 +7,10 @@ of a conversation between two batches is a history without a gap, from position 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
-from typing import Any, Final
+from datetime import UTC, datetime
+from typing import Final
 
-from attrs import Attribute, field, frozen
+from attrs import field, frozen
 
 from .conversation import Conversation, Status, to_status
 from .errors import InvalidConversation
@@ -34,19 +34,22 @@ def _to_user_id(value: str | None) -> str | None:
 
 
 def check_time(value: object) -> datetime:
-    """Return `value` if it is a datetime with a time zone; raise InvalidConversation if not."""
+    """Return a time in UTC; raise InvalidConversation for what is no datetime with a time zone."""
     if not isinstance(value, datetime):
         reason = f"must be a datetime, not {type(value).__name__}"
         raise InvalidConversation(field="inactive_since", reason=reason)
     if value.utcoffset() is None:
         reason = "must say its time zone: datetime.now(UTC) does, datetime.now() does not"
         raise InvalidConversation(field="inactive_since", reason=reason)
-    return value
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        reason = "must lie in the years 1..9999 in UTC, too"
+        raise InvalidConversation(field="inactive_since", reason=reason) from None
 
 
-def _check_time(_: object, __: Attribute[Any], value: datetime | None) -> None:
-    if value is not None:
-        check_time(value)
+def _to_time(value: datetime | None) -> datetime | None:
+    return None if value is None else check_time(value)
 
 
 @frozen(kw_only=True)
@@ -55,7 +58,7 @@ class RemovalCondition:
 
     user_id: str | None = field(default=None, converter=_to_user_id)
     """Whose; None: everybody's, as far as the unit of work sees them."""
-    inactive_since: datetime | None = field(default=None, validator=_check_time)
+    inactive_since: datetime | None = field(default=None, converter=_to_time)
     """Only those whose last_activity lies before this time."""
     status: Status | None = field(default=None, converter=_to_status)
     """Only those of this status."""

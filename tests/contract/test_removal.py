@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import Iterable
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from itertools import pairwise
 from typing import Any
 
@@ -46,6 +46,7 @@ from conversation_store import (
 LONG_AGO = datetime(2001, 1, 1, tzinfo=UTC)
 """When imported conversations were active last."""
 CUT = datetime(2010, 1, 1, tzinfo=UTC)
+AHEAD = timezone(timedelta(hours=23, microseconds=1))
 """What was active before is to be purged."""
 MOST_MESSAGES = 6
 MOST_CONVERSATIONS = 3
@@ -666,6 +667,17 @@ async def test_what_is_exported_meanwhile_is_whole(store: Any) -> None:
     assert [len(record["messages"]) for record in exported] == [3]
 
 
+async def test_a_purge_takes_a_time_of_any_zone(store: Any) -> None:
+    """Also of one that PostgreSQL does not know."""
+    await import_old(store, "s")
+    uow = store.unit_of_work()
+    assert counts(await purge_conversations(uow, inactive_since=LONG_AGO.astimezone(AHEAD))) == (
+        0,
+        0,
+    )
+    assert counts(await purge_conversations(uow, inactive_since=CUT.astimezone(AHEAD))) == (1, 1)
+
+
 # Bad input ----------------------------------------------------------------------------------------
 
 
@@ -673,6 +685,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"inactive_since": datetime(2010, 1, 1)}, "inactive_since"),  # noqa: DTZ001 - on purpose
     ({"inactive_since": "2010-01-01"}, "inactive_since"),
     ({"inactive_since": None}, "inactive_since"),
+    ({"inactive_since": datetime.min.replace(tzinfo=AHEAD)}, "inactive_since"),
     ({"inactive_since": CUT, "status": "open"}, "status"),
     ({"inactive_since": CUT, "status": 3}, "status"),
     ({"inactive_since": CUT, "user_id": ""}, "user_id"),
