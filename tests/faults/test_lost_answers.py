@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -58,6 +58,7 @@ from conversation_store import (
     start_conversation,
     update_conversation,
 )
+from conversation_store.adapters.postgres import removal
 from conversation_store.adapters.postgres.inquiry import Inquiry
 
 
@@ -720,6 +721,40 @@ async def test_a_unit_of_which_a_conversation_was_deleted_since(
     uow = lossy.uow()
     error = CommitOutcomeUnknown if outcome is Outcome.UNKNOWN else ConversationNotFound
     with pytest.raises(error):
+        async with uow:
+            await work(uow, lossy.chat, other.id)
+            lossy.proxy.lose()
+    assert uow.outcome is outcome
+
+
+@pytest.mark.parametrize(
+    ("at_a_time", "work", "outcome"),
+    [
+        (1, append_and_close_another, Outcome.COMMITTED),
+        (2, append_and_close_another, Outcome.UNKNOWN),
+        (2, append_and_request, Outcome.UNKNOWN),
+    ],
+)
+async def test_a_unit_of_which_a_turn_was_removed_since(  # noqa: PLR0917 - fixtures
+    lossy: Lossy,
+    between: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    at_a_time: int,
+    work: Any,
+    outcome: Outcome,
+) -> None:
+    """A long conversation loses its end first: what is left of a turn tells, nothing does not."""
+    monkeypatch.setattr(removal, "BATCH_MESSAGES", at_a_time)
+    other, _ = await start_conversation(lossy.uow(), user_id="u", session_id="other")
+    await append_messages(lossy.uow(), conversation_id=lossy.chat, drafts=turn(0))
+
+    async def trim() -> None:
+        async with lossy.direct.unit_of_work() as direct:
+            direct.conversations.remove_part(lossy.chat)
+
+    between(trim)
+    uow = lossy.uow()
+    with suppress(CommitOutcomeUnknown):
         async with uow:
             await work(uow, lossy.chat, other.id)
             lossy.proxy.lose()

@@ -95,13 +95,16 @@ FROM (SELECT * FROM {{conversations}} WHERE user_id = %(owner)s AND session_id =
 """
 
 _LOCKED: Final[LiteralString] = f"""
-    (SELECT id FROM {{conversations}} WHERE {IS_ADDRESSED} FOR NO KEY UPDATE) AS c"""
+    (SELECT id, status FROM {{conversations}} WHERE {IS_ADDRESSED} FOR NO KEY UPDATE) AS c"""
+
+# A long one that is being removed is archived, and loses its end first: there it does not tell.
+_TELLS: Final[LiteralString] = "(m.id IS NOT NULL OR c.status <> 'archived')"
 
 LOOK_FOR_TURN: Final[LiteralString] = f"""
 SELECT {MESSAGE}
 FROM {_LOCKED} LEFT JOIN {{messages}} AS m
     ON m.conversation_id = c.id AND m.id = ANY(%(ids)s::bigint[])
-ORDER BY m.position
+WHERE {_TELLS} ORDER BY m.position
 """
 
 # Of a turn that was redacted only its ids say that it is the same.
@@ -112,6 +115,7 @@ WITH prior AS MATERIALIZED (
         AND m.request_id = %(request_id)s AND m.request_digest IS NOT NULL
         AND (substr(m.request_digest, 1, length(%(digest)s::bytea)) = %(digest)s::bytea
             OR m.id = (%(ids)s::bigint[])[1])
+    WHERE {_TELLS}
 )
 SELECT m.position, m.id, m.timestamp AT TIME ZONE 'UTC'
 FROM prior LEFT JOIN {{messages}} AS m ON m.conversation_id = prior.id
