@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
@@ -45,6 +46,7 @@ from conversation_store import (
     latest_messages,
     list_conversations,
     messages_after,
+    purge_conversations,
     start_conversation,
     update_conversation,
 )
@@ -52,6 +54,8 @@ from conversation_store.adapters.postgres import stream
 from conversation_store.domain.scope import Scope
 
 SCHEMA = "row security"
+ALWAYS = datetime(2100, 1, 1, tzinfo=UTC)
+"""When all has been inactive for long."""
 STORED = {
     "start, silent": 2,
     "get or start, there": 2,
@@ -561,6 +565,34 @@ async def test_an_export_in_a_hosts_transaction(
             assert len(records) == 5
         assert {record["user_id"] for record in records} == {"me"}
         assert await seen(connection) == ("host", 1, 2)
+
+
+async def _export(uow: AsyncUnitOfWork, **values: Any) -> None:
+    assert [record async for record in export_conversations(uow, **values)] == []
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda uow, _: erase_user(uow, user_id="me"),
+        lambda uow, _: purge_conversations(uow, inactive_since=ALWAYS),
+        lambda uow, _: purge_conversations(uow, inactive_since=ALWAYS, user_id="me"),
+        lambda uow, _: purge_conversations(uow, inactive_since=ALWAYS, dry_run=True),
+        lambda uow, _: purge_conversations(uow, inactive_since=ALWAYS, user_id="me", dry_run=True),
+        lambda uow, chat: delete_conversation(uow, conversation_id=chat),
+        lambda uow, _: _export(uow),
+        lambda uow, _: _export(uow, user_id="me"),
+    ],
+)
+async def test_who_sees_nothing_is_not_told_of_success(
+    store: ConversationStore, dsn: str, work: Any
+) -> None:
+    """A store that forgot to say that there is row security removes and exports nothing."""
+    mine, _ = await started(store, "me")
+    async with store_as(APPLICATION, dsn, row_security=False) as forgetful:
+        for user_id in (None, "me"):
+            with pytest.raises(StoreMisconfigured, match="row_security=True"):
+                await work(forgetful.unit_of_work(user_id=user_id), mine)
 
 
 async def test_an_export_goes_on_while_a_unit_of_another_is_open_inside(

@@ -75,6 +75,11 @@ REFUSALS: Final[Mapping[str, Callable[[Mapping[str, Any]], ConversationStoreErro
         "`await store.migrate(row_security=True)` as the owner of the tables",
         sqlstate=REFUSED,
     ),
+    "row_security_unscoped": lambda detail: StoreMisconfigured(
+        reason=f"row security shows the role {detail['role']} nothing, for the store does not say "
+        "for whom it acts: open it with row_security=True; or connect as the maintenance role",
+        sqlstate=REFUSED,
+    ),
     "contested": lambda _: TransactionAborted(reason=_CONTESTED, sqlstate=REFUSED),
 }
 """What a refusal of that kind, with that detail, means."""

@@ -23,6 +23,14 @@ IS_SCOPED: Final[LiteralString] = "(%(user_id)s::text IS NULL OR user_id = %(use
 
 IS_ADDRESSED: Final[LiteralString] = f"id = %(conversation_id)s AND {IS_SCOPED}"
 
+# Whom row security binds sees nothing where no user is set: what removes or exports all that it
+# sees must not take that for success. It is judged once in a statement.
+IS_SEEING: Final[LiteralString] = """(SELECT CASE
+        WHEN row_security_active({conversations_name}::regclass)
+            AND nullif(current_setting('conversation_store.user_id', true), '') IS NULL
+        THEN {refuse}('row_security_unscoped', json_build_object('role', current_user))
+        ELSE true END)"""
+
 _IS_EXPECTED: Final[LiteralString] = (
     "(%(expected_version)s::bigint IS NULL OR version = %(expected_version)s::bigint)"
 )
@@ -339,7 +347,9 @@ WHERE CASE WHEN done.id IS NOT NULL THEN true ELSE (SELECT {{refuse}}(
     {_REFUSAL_DETAIL})) FROM (VALUES (1)) AS v LEFT JOIN now ON true) END
 """
 
-REMOVE: Final[LiteralString] = f"DELETE FROM {{conversations}} WHERE {IS_ADDRESSED}"
+REMOVE: Final[LiteralString] = f"""
+DELETE FROM {{conversations}} WHERE {IS_ADDRESSED} AND {IS_SEEING}
+"""
 
 # The sessions of a batch that exist already, or one row without any.
 LOOK_UP: Final[LiteralString] = """

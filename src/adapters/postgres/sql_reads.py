@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, LiteralString
 
-from .sql import CONVERSATION, IS_ADDRESSED, MESSAGE
+from .sql import CONVERSATION, IS_ADDRESSED, IS_SEEING, MESSAGE
 
 GET: Final[LiteralString] = f"SELECT {CONVERSATION} FROM {{conversations}} WHERE {IS_ADDRESSED}"
 
@@ -51,21 +51,22 @@ ORDER BY m.position
 """
 
 # For a cursor: planned for its first rows, so it walks two indexes and sorts within conversations.
-_EXPORT: Final[LiteralString] = """
+_EXPORT: Final[LiteralString] = f"""
 SELECT c.id, c.user_id, c.session_id, c.status,
     c.start_time AT TIME ZONE 'UTC', c.last_activity AT TIME ZONE 'UTC',
     c.rescue_id, c.intent_type, c.source,
     CASE WHEN m.position IS NULL OR m.position = 1 THEN c.metadata::text END,
     m.role, m.content, m.timestamp AT TIME ZONE 'UTC', m.intent_type, m.slots::text,
     m.metadata::text
-FROM {conversations} AS c LEFT JOIN {messages} AS m ON m.conversation_id = c.id
+FROM {{conversations}} AS c LEFT JOIN {{messages}} AS m ON m.conversation_id = c.id
+WHERE {IS_SEEING}
 """
 
 _EXPORT_ORDER: Final[LiteralString] = "ORDER BY c.user_id, c.session_id, m.position"
 
 EXPORT: Final[LiteralString] = f"{_EXPORT}{_EXPORT_ORDER}"
 
-EXPORT_OF_USER: Final[LiteralString] = f"{_EXPORT}WHERE c.user_id = %(owner)s\n{_EXPORT_ORDER}"
+EXPORT_OF_USER: Final[LiteralString] = f"{_EXPORT}AND c.user_id = %(owner)s\n{_EXPORT_ORDER}"
 
 NEXT_IDS: Final[LiteralString] = """
 SELECT nextval(seqrelid), seqincrement

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final, LiteralString
 
-from .sql import IS_ADDRESSED, LOGGED
+from .sql import IS_ADDRESSED, IS_SEEING, LOGGED
 
 IS_MEANT: Final[LiteralString] = """last_activity < %(inactive_since)s::timestamptz
         AND (%(status)s::text IS NULL OR status = %(status)s)"""
@@ -53,6 +53,7 @@ _REMOVE_SOME: Final[LiteralString] = f"""
 SELECT {_STARTED}, {_FINISHED}, (SELECT place::text FROM next), taken.id, gone.message_count
 FROM (VALUES (1)) AS one LEFT JOIN taken ON true LEFT JOIN gone ON gone.id = taken.id
 LEFT JOIN logged ON true
+WHERE {IS_SEEING}
 """
 
 REMOVE_SOME_OF_USER: Final[LiteralString] = f"""
@@ -77,6 +78,7 @@ _FIND: Final[LiteralString] = f"""
 SELECT {_STARTED}, {_FINISHED}, (SELECT CASE WHEN count(*) = %(most_looked_at)s
     THEN max(place)::text END FROM looked_at), found.id, found.message_count
 FROM (VALUES (1)) AS one LEFT JOIN (SELECT * FROM looked_at WHERE {IS_MEANT}) AS found ON true
+WHERE {IS_SEEING}
 """
 
 FIND_REMOVABLE_OF_USER: Final[LiteralString] = f"""
@@ -131,6 +133,7 @@ WITH seen AS MATERIALIZED (
 )
 SELECT {_STARTED}, {_FINISHED}, gone.message_count, long.message_count - long.rest
 FROM (VALUES (1)) AS one LEFT JOIN gone ON true LEFT JOIN long ON true LEFT JOIN logged ON true
+WHERE {IS_SEEING}
 """
 
 LOOK_FOR_REST: Final[LiteralString] = f"""
