@@ -677,11 +677,17 @@ async def test_roles_that_grants_do_not_bind(
     free = await new_role("free", "BYPASSRLS")
     member = await new_role("member")
     friend = await new_role("friend")
+    helper = await new_role("helper")
+    maker = await new_role("maker", "CREATEROLE")
+    unbound = [owner, boss, member, helper]
+    if conn.info.server_version < 160000:
+        unbound.append(maker)
+    await conn.execute("GRANT boss TO helper")
     await conn.execute(sql.SQL("GRANT {} TO member").format(sql.Identifier(owner)))
     await conn.execute("GRANT free TO friend")
     for when in ("before the tables are there", "after"):
         for keyword in ROLES:
-            for name in (owner, boss, member):
+            for name in unbound:
                 with pytest.raises(StoreMisconfigured, match=f"{keyword}.*{name}.*superuser"):
                     await migrate(database, **{keyword: name})
         for keyword in ("application_role", "read_only_role"):
@@ -692,6 +698,9 @@ async def test_roles_that_grants_do_not_bind(
             await migrate(database, maintenance_role=friend)
         assert await store_is_there(conn) == (when == "after")
         assert await migrate(database, maintenance_role=free) == (NAMES if when != "after" else [])
+    await conn.execute("ALTER SCHEMA operational OWNER TO friend")
+    with pytest.raises(StoreMisconfigured, match=r"application_role.*friend.*own the schema"):
+        await migrate(database, application_role=friend)
 
 
 async def test_roles_with_awkward_names(database: str, new_role: NewRole) -> None:

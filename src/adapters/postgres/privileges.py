@@ -52,14 +52,16 @@ _GRANTS: Final = {"application_role": _WORK, "read_only_role": _READ, "maintenan
 BYPASSING: Final = "maintenance_role"
 """The one that row security does not bind."""
 
-# A role can do what those can do that it is a member of.
+# A role can do what those can do that it is a member of. Before PostgreSQL 16, CREATEROLE is enough
+# to become a member of any role but a superuser.
 _LOOK: Final = """SELECT r.rolbypassrls,
     EXISTS (SELECT FROM pg_roles AS b WHERE b.rolbypassrls AND pg_has_role(r.oid, b.oid, 'MEMBER')),
-    pg_has_role(r.oid, owner.oid, 'MEMBER')
-FROM pg_roles AS r, pg_roles AS owner
-WHERE r.rolname = {name} AND owner.oid = coalesce(
-    (SELECT relowner FROM pg_class WHERE oid = to_regclass({table})),
-    (SELECT oid FROM pg_roles WHERE rolname = current_user))"""
+    EXISTS (SELECT FROM pg_roles AS o WHERE pg_has_role(r.oid, o.oid, 'MEMBER') AND (o.rolsuper
+        OR o.rolcreaterole AND current_setting('server_version_num')::int < 160000
+        OR o.oid IN ((SELECT nspowner FROM pg_namespace WHERE nspname = {schema}),
+            coalesce((SELECT relowner FROM pg_class WHERE oid = to_regclass({table})),
+                (SELECT oid FROM pg_roles WHERE rolname = current_user)))))
+FROM pg_roles AS r WHERE r.rolname = {name}"""
 
 _MAY_GRANT: Final = """SELECT has_schema_privilege({schema}, 'USAGE WITH GRANT OPTION')
     AND has_table_privilege({conversations}, 'SELECT WITH GRANT OPTION')
@@ -100,14 +102,16 @@ async def check_granted(connection: Connection, schema: str, roles: Roles) -> No
     """Raise StoreMisconfigured for a role that is missing, or that its grants would not bind."""
     table = literal(quoted(schema, "ai_conversations"))
     for keyword, name in roles.items():
-        found = await fetch(connection, fill(_LOOK, name=literal(name), table=table))
+        look = fill(_LOOK, name=literal(name), schema=literal(schema), table=table)
+        found = await fetch(connection, look)
         if not found:
             reason = f"there is no role {name!r}, the {keyword}: create it first (CREATE ROLE)"
             raise StoreMisconfigured(reason=reason)
         [(bypasses, may_bypass, may_own)] = found
         if may_own:
-            reason = f"the {keyword} {name!r} must not be a superuser, nor own the tables or be a "
-            reason += "member of their owner: no grant would limit it"
+            reason = f"the {keyword} {name!r} must not be a superuser, nor own the schema or its "
+            reason += "tables, nor have CREATEROLE before PostgreSQL 16, nor be a member of a role "
+            reason += "that is or does: no grant would limit it"
             raise StoreMisconfigured(reason=reason)
         if keyword == BYPASSING and not bypasses:
             reason = f"the {keyword} {name!r} must bypass row security: ALTER ROLE … BYPASSRLS"
