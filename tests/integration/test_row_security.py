@@ -31,6 +31,7 @@ from conversation_store import (
     Status,
     StoreMisconfigured,
     StoreTimeout,
+    StoreUnavailable,
     UnitOfWorkMisuse,
     append_messages,
     archive_conversation,
@@ -725,3 +726,27 @@ async def test_a_lost_commit_is_asked_for(store: ConversationStore, dsn: str) ->
         assert uow.outcome is Outcome.COMMITTED
     found = await get_conversation(store.unit_of_work(user_id="u"), conversation_id=mine)
     assert (found.message_count, found.version) == (4, 2)
+
+
+async def test_a_commit_that_never_arrives(store: ConversationStore, dsn: str) -> None:
+    """What the question tries in its scope waits for the old transaction, and finds it gone."""
+    mine, _ = await started(store, "u")
+    async with LateProxy(dsn) as proxy, store_as(APPLICATION, proxy.dsn, max_size=4) as lossy:
+        await started(lossy, "u", "ids are drawn")
+        uow = lossy.unit_of_work(user_id="u")
+
+        async def unit() -> None:
+            async with uow:
+                await uow.messages.append(mine, turn(1))
+                proxy.keep()
+
+        ending = asyncio.ensure_future(unit())
+        await proxy.kept.wait()
+        await asyncio.sleep(0.1)
+        assert not ending.done()
+        await proxy.forget()
+        with pytest.raises(StoreUnavailable):
+            await ending
+        assert uow.outcome is Outcome.ROLLED_BACK
+    found = await get_conversation(store.unit_of_work(user_id="u"), conversation_id=mine)
+    assert (found.message_count, found.version) == (2, 1)
