@@ -195,7 +195,7 @@ class AsyncUnitOfWork(ABC):
         """Give the psycopg connection, inside the unit's transaction, all registered writes sent.
 
         For the host's own SQL in the same transaction. The connection is the unit's: do not
-        commit, roll back, close or keep it. It is not limited to the unit's user. Errors:
+        commit, roll back, close or keep it. Only row security limits it to the unit's user. Errors:
         UnitOfWorkMisuse where there is no connection (in memory).
         """
 

@@ -17,6 +17,7 @@ import pytest
 from faults.test_lost_answers import BY_VERSION, WRITES
 from late_proxy import LateProxy
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 from store_fixtures import APPLICATION, MAINTENANCE, READER, as_role, draft, open_store_as, turn
 from wire_proxy import WireProxy
 from wired_store import SERVICE_FUNCTIONS, Wired
@@ -223,6 +224,14 @@ async def test_a_role_that_bypasses_row_security_is_refused(
         assert "migrate(row_security=True)" in str(caught.value)
     found = await get_conversation(store.unit_of_work(user_id="me"), conversation_id=mine)
     assert found.message_count == 2
+
+
+async def test_a_role_that_wants_row_security_off(store: ConversationStore, dsn: str) -> None:
+    """With that setting the server refuses what a policy would touch; the error says so."""
+    mine, _ = await started(store, "me")
+    async with store_as(APPLICATION, make_conninfo(dsn, options="-c row_security=off")) as other:
+        with pytest.raises(StoreMisconfigured, match="setting row_security is off"):
+            await get_conversation(other.unit_of_work(user_id="me"), conversation_id=mine)
 
 
 async def test_it_works_again_where_row_security_was_off(

@@ -46,11 +46,12 @@ async def stores(
             max_size=10,
             timeout=30.0,
             prepare_threshold=None,
+            row_security=True,
         ),
         cs.ConversationStore,
     )
     assert_type(cs.ConversationStore.from_pool(pool, schema="chat"), cs.ConversationStore)
-    assert_type(cs.ConversationStore.in_memory(), cs.ConversationStore)
+    assert_type(cs.ConversationStore.in_memory(row_security=True), cs.ConversationStore)
     assert_type(
         cs.ConversationStore.in_memory(clock=lambda: now, lock_timeout=None), cs.ConversationStore
     )
