@@ -322,6 +322,18 @@ async def test_an_erasure_removes_all_batch_by_batch(store: Any) -> None:
 
 
 @pytest.mark.usefixtures("small_batches")
+async def test_the_twin_keeps_nothing_of_an_erased_user() -> None:
+    """Not even the places of messages, of conversations that were trimmed."""
+    store = ConversationStore.in_memory()
+    for number in range(MOST_CONVERSATIONS + 1):
+        await start(store, f"s-{number}", number * MOST_MESSAGES)
+    await erase_user(store.unit_of_work(), user_id="u")
+    database: Any = store._adapter._database  # type: ignore[attr-defined]
+    kept = (database.conversations, database.sessions, database.of_user, database.message_places)
+    assert kept == ({}, {}, {}, {})
+
+
+@pytest.mark.usefixtures("small_batches")
 async def test_receipts_add_up(store: Any) -> None:
     """Those of a removal in two calls are that of one."""
     ids = [await start(store, f"s-{number}", 2 * MOST_MESSAGES + number) for number in range(2)]

@@ -150,7 +150,7 @@ async def conversations(uow: cs.AsyncUnitOfWork, drafts: list[cs.MessageDraft]) 
     )
     assert_type(await cs.reopen_conversation(uow, conversation_id=1), cs.Conversation)
     assert_type(await cs.archive_conversation(uow, conversation_id=1), cs.Conversation)
-    await cs.delete_conversation(uow, conversation_id=1)
+    assert_type(await cs.delete_conversation(uow, conversation_id=1), cs.ErasureReceipt)
 
 
 async def messages(uow: cs.AsyncUnitOfWork, drafts: list[cs.MessageDraft]) -> None:
@@ -188,6 +188,10 @@ async def transfer(
     erased = await cs.erase_user(uow, user_id="u")
     assert_type(erased, cs.ErasureReceipt)
     assert_type((erased.conversations, erased.messages), tuple[int, int])
+    purged = await cs.purge_conversations(
+        uow, inactive_since=erased.started_at, status=cs.Status.CLOSED, dry_run=True
+    )
+    assert_type((erased + purged).digest, str)
 
 
 def values(conversation: cs.Conversation, message: cs.Message, draft: cs.MessageDraft) -> None:
@@ -227,6 +231,7 @@ def errors(error: cs.ConversationStoreError) -> None:
     """What an error says, it says in typed attributes."""
     assert_type(error.retryable, bool)
     assert_type(error.imported, cs.ImportReceipt | None)
+    assert_type(error.erased, cs.ErasureReceipt | None)
     if isinstance(error, cs.InvalidInput):
         assert_type(error.field, str)
         assert_type(error.reason, str)
