@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import tracemalloc
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
 from store_fixtures import draft
 
+import conversation_store
 from conversation_store import (
     ConversationStore,
     InvalidMessage,
@@ -73,3 +77,38 @@ def test_every_message_of_a_process_is_its_own() -> None:
     assert one == other
     assert len({one, other}) == 1
     assert isinstance(one, MessageDraft)
+
+
+LIMITS = Path(__file__).resolve().parents[2] / "docs" / "limits.md"
+ROW = re.compile(
+    r"^\| [^|]+ \| (?P<value>[^|]+) \|(?:.*\|)? `(?P<module>[\w.]+)\.(?P<name>\w+)` \|$"
+)
+
+
+def stated_limits() -> dict[str, str]:
+    """Return what the document says, by the names of the constants."""
+    rows = map(ROW.match, LIMITS.read_text("utf-8").splitlines())
+    return {f"{row['module']}.{row['name']}": row["value"] for row in rows if row is not None}
+
+
+@pytest.mark.parametrize("constant", stated_limits())
+def test_the_document_says_what_the_limit_is(constant: str) -> None:
+    """Every number of docs/limits.md is that of the code."""
+    module, _, name = constant.rpartition(".")
+    value = getattr(import_module(f"conversation_store.{module}"), name)
+    written = "10**300" if name == "MAX_INTEGER" else f"{value:,}"
+    assert written in stated_limits()[constant].split()
+
+
+def test_the_document_knows_every_limit() -> None:
+    """A new limit of what is given has to be stated."""
+    root = Path(conversation_store.__file__).parent
+    found = {
+        f"{'.'.join(path.relative_to(root).with_suffix('').parts)}.{name}"
+        for path in root.rglob("*.py")
+        for name in re.findall(r"^(MAX_\w+): Final", path.read_text("utf-8"), re.MULTILINE)
+    }
+    inner = {"domain.imported.MAX_PLAIN_CHARACTERS", "domain.imported.MAX_PLAIN_MESSAGES"}
+    inner |= {"service_layer.script.MAX_SENDS"}
+    assert len(found) > 10
+    assert found - inner <= stated_limits().keys()
