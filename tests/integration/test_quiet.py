@@ -32,7 +32,7 @@ from listening import (
     secret_turn,
     ways_to_call,
 )
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import AsyncConnectionPool
 from store_fixtures import open_store
 from wire_proxy import WireProxy
@@ -67,10 +67,15 @@ READS = {
 NO_RETRY = Retry(attempts=1)
 
 
+def with_secret(dsn: str) -> str:
+    """Return a connection string with a secret password, where the server asks for none."""
+    return dsn if "password" in conninfo_to_dict(dsn) else make_conninfo(dsn, password=PASSWORD)
+
+
 @asynccontextmanager
 async def quiet_store(dsn: str, **options: Any) -> AsyncIterator[ConversationStore]:
     """Give a store in a schema of its own, whose connection string holds a secret password."""
-    through = make_conninfo(options.pop("through", dsn), password=PASSWORD)
+    through = with_secret(options.pop("through", dsn))
     options = {"retry": NO_RETRY} | options
     async with open_store(dsn, SCHEMA, set(), through=through, **options) as store:
         yield store
@@ -211,47 +216,43 @@ async def _in_unit(store: ConversationStore, work: Any) -> None:
 @pytest.mark.parametrize("how", ["cancelled", "timed out", "too long", "cut", "killed"])
 async def test_an_interruption_is_quiet(dsn: str, how: str) -> None:
     """A call that is cancelled, times out, or loses its connection or server, tells no word."""
+    limits = {"options": "-c statement_timeout=400ms"} if how == "too long" else {}
     async with (
         WireProxy(dsn) as proxy,
-        quiet_store(dsn, through=proxy.dsn, max_size=60) as store,
+        quiet_store(dsn, through=make_conninfo(proxy.dsn, **limits), max_size=60) as store,
         await psycopg.AsyncConnection.connect(dsn, autocommit=True) as beside,
     ):
-        if how == "too long":
-            await execute(dsn, "ALTER DATABASE postgres SET statement_timeout = '150ms'")
-        try:
-            worlds = {name: await new_world(store) for name in ARGUMENTS}
-            with listening() as ear:
-                async with beside.transaction():
-                    await beside.execute(
-                        b"LOCK quiet.ai_conversations, quiet.ai_messages IN ACCESS EXCLUSIVE MODE"
-                    )
-                    timeout = 0.3 if how == "timed out" else None
-                    new_unit = partial(store.unit_of_work, timeout=timeout)
-                    tasks = [
-                        asyncio.create_task(ear.outcome(way()))
-                        for name, world in worlds.items()
-                        for way in ways_to_call(name, new_unit, world)[::2]
-                    ]
-                    await asyncio.sleep(0.3)
-                    ear.objects()
-                    if how == "cancelled":
-                        for task in tasks:
-                            task.cancel()
-                    elif how == "cut":
-                        for connection in list(proxy.connections):
-                            connection.cut()
-                    elif how == "killed":
-                        await beside.execute(
-                            b"SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                            b" WHERE pid <> pg_backend_pid() AND datname = current_database()"
-                        )
-                    done = await asyncio.gather(*tasks, return_exceptions=True)
-                for error in done:
-                    if isinstance(error, BaseException):
-                        ear.error(error)
+        worlds = {name: await new_world(store) for name in ARGUMENTS}
+        with listening() as ear:
+            async with beside.transaction():
+                await beside.execute(
+                    b"LOCK quiet.ai_conversations, quiet.ai_messages IN ACCESS EXCLUSIVE MODE"
+                )
+                timeout = 0.3 if how == "timed out" else None
+                new_unit = partial(store.unit_of_work, timeout=timeout)
+                tasks = [
+                    asyncio.create_task(ear.outcome(way()))
+                    for name, world in worlds.items()
+                    for way in ways_to_call(name, new_unit, world)[::2]
+                ]
+                await asyncio.sleep(0.3)
                 ear.objects()
-        finally:
-            await execute(dsn, "ALTER DATABASE postgres RESET statement_timeout")
+                if how == "cancelled":
+                    for task in tasks:
+                        task.cancel()
+                elif how == "cut":
+                    for connection in list(proxy.connections):
+                        connection.cut()
+                elif how == "killed":
+                    await beside.execute(
+                        b"SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                        b" WHERE application_name = 'conversation-store'"
+                    )
+                done = await asyncio.gather(*tasks, return_exceptions=True)
+            for error in done:
+                if isinstance(error, BaseException):
+                    ear.error(error)
+            ear.objects()
     expected = asyncio.CancelledError if how == "cancelled" else StoreError
     assert sum(issubclass(kind, expected) for kind in ear.kinds) >= len(ARGUMENTS)
 
@@ -284,7 +285,7 @@ async def test_a_last_word_of_the_server_is_quiet(dsn: str) -> None:
 
 async def test_a_pool_that_gives_nothing_is_quiet(dsn: str) -> None:
     """A pool that is exhausted, full or closed says how large it is, and nothing of its string."""
-    through = make_conninfo(dsn, password=PASSWORD)
+    through = with_secret(dsn)
     async with quiet_store(dsn) as store:
         world = await new_world(store)
     pool = AsyncConnectionPool(
@@ -446,7 +447,7 @@ def _process(*arguments: str, stdin: bytes = b"", **environment: str) -> subproc
 
 async def test_the_command_line_is_quiet(dsn: str) -> None:
     """A bad record, a refusal of the server and an unreadable string show no secret."""
-    string = make_conninfo(dsn, password=PASSWORD)
+    string = with_secret(dsn)
     async with quiet_store(dsn) as store:
         await new_world(store)
         await execute(dsn, *FAILURES["a constraint"])
