@@ -10,7 +10,7 @@ from attrs import define, field
 from conversation_store.adapters.postgres.texts import Texts
 
 from . import siege
-from .attempts import ATTEMPTS, Attempt, of_each_function, on_one_conversation
+from .attempts import Attempt, of_each_function, on_one_conversation
 from .hosts_sql import STATEMENTS, HostsSql
 from .predicates import WatchedTexts, without_one
 from .scene import PostgresScene
@@ -53,8 +53,8 @@ class Mutants:
         # Methods of repositories first: a service function may walk for ever over what it should
         # not see.
         for way in WAYS:
-            attempts = ATTEMPTS if way is alone else on_one_conversation()
-            for attempt in sorted(attempts, key=lambda attempt: "." not in attempt.function):
+            attempts = sorted(on_one_conversation(), key=lambda one: "." not in one.function)
+            for attempt in attempts:
                 as_nobody = await answer_of_nobody(scene, way, attempt, scene.target)
                 asked_for.clear()
                 await answer(scene, way, attempt, scene.target)

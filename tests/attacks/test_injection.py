@@ -161,12 +161,10 @@ async def test_sql_in_every_string_parameter(scene: Scene) -> None:
 async def test_hostile_strings_in_string_parameters(
     scene: Scene, naughty_strings: list[str]
 ) -> None:
-    """All 515, each in several parameters."""
+    """All 515, each in one of them."""
     parameters = [*string_parameters()]
     tries = [
-        (*parameters[(2 * number + step) % len(parameters)], text)
-        for number, text in enumerate(naughty_strings)
-        for step in range(2)
+        (*parameters[number % len(parameters)], text) for number, text in enumerate(naughty_strings)
     ]
     assert await _try(scene, tries) == []
 

@@ -35,9 +35,8 @@ async def test_a_predicate_taken_out_is_found(
     async with first_wall(dsn, migrated) as scene:
         mutants = await Mutants.watch(scene)
         survivors = await mutants.survivors()
-    attack_report.append(
-        f"attacks, predicates taken out: {mutants.count}, all but {len(survivors)} found"
-    )
+    found = mutants.count - len(survivors)
+    attack_report.append(f"attacks: of {mutants.count} predicates taken out {found} were found")
     assert sorted(survivors) == sorted(EQUIVALENT)
 
 
@@ -48,9 +47,8 @@ async def test_a_weakened_policy_is_found(
     async with second_wall(dsn, migrated, monkeypatch) as scene:
         weak = await WeakPolicies.watch(scene)
         survivors = await weak.survivors()
-    attack_report.append(
-        f"attacks, policies weakened: {weak.count}, all but {len(survivors)} found"
-    )
+    found = weak.count - len(survivors)
+    attack_report.append(f"attacks: of {weak.count} weakened policies {found} were found")
     assert survivors == []
 
 
