@@ -223,7 +223,8 @@ def without_ids(result: Any) -> Any:
         return result.position, result.content, result.slots, result.metadata
     if isinstance(result, Conversation):
         return result.session_id, result.status, result.message_count, result.metadata
-    return result
+    # What a batch removed whose answer was lost is not in the receipt.
+    return None if isinstance(result, ErasureReceipt) else result
 
 
 @pytest.mark.parametrize("name", [name for name in WRITES if name != BY_VERSION])

@@ -41,9 +41,7 @@ Connection = psycopg.AsyncConnection[Any]
 
 SCHEMA = "the_schema"
 GLOSSARY = Path(__file__).resolve().parents[2] / "docs" / "glossary.md"
-PARTS = {
-    *("CONVERSATION", "MESSAGE", "IS_ADDRESSED", "IS_SCOPED", "IS_MEANT", "IS_SEEING", "LOGGED"),
-}
+PARTS = {"CONVERSATION", "MESSAGE", "IS_ADDRESSED", "IS_SCOPED", "IS_MEANT", "IS_SEEING", "LOGGED"}
 TEMPLATES = {
     name: text
     for module in (sql_writes, sql_reads, sql_removal, row_security)
