@@ -652,7 +652,7 @@ async def wired(store: ConversationStore, dsn: str) -> AsyncIterator[Wired]:
         yield Wired(wired, proxy, chat, message)
 
 
-@pytest.mark.parametrize("name", [name for name in SERVICE_FUNCTIONS if name != "erase_user"])
+@pytest.mark.parametrize("name", SERVICE_FUNCTIONS)
 async def test_a_service_function_is_one_round_trip(wired: Wired, name: str) -> None:
     """Its scope goes with it: 1 round trip, 2 statements, and no BEGIN or COMMIT."""
     uow = wired.store.unit_of_work(user_id="u")
