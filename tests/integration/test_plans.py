@@ -768,3 +768,21 @@ async def test_a_look_under_row_security(explain: Explain, planning: Planning) -
     plan = await explain.plan_of(command, planning, secured="u-0")
     assert plan["Actual Rows"] == 2
     check(plan, rows=10, buffers=60)
+
+
+@plannings
+@pytest.mark.parametrize("call", ["erasure", "purge", "dry run"])
+async def test_removals_under_row_security(explain: Explain, planning: Planning, call: str) -> None:
+    """A batch of a user's conversations is found by the same indexes as without policies."""
+    since = datetime(2024, 1, 2, 8, tzinfo=UTC)
+
+    async def remove(uow: AsyncUnitOfWork) -> None:
+        if call == "erasure":
+            await erase_user(uow)
+        else:
+            await purge_conversations(uow, inactive_since=since, dry_run=call == "dry run")
+
+    command = await explain.command(remove, "u-0")
+    plan = await explain.plan_of(command, planning, secured="u-0")
+    rows = 2 * BATCH_LOOKED_AT + 2 * BATCH_MESSAGES // 45
+    check(plan, rows=rows, buffers=3 * rows, bitmap=True)
