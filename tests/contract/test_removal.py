@@ -59,8 +59,7 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("domain", "adapters.postgres", "adapters.memory"):
         place = f"conversation_store.{module}.removal"
         monkeypatch.setattr(f"{place}.BATCH_MESSAGES", MOST_MESSAGES)
-        if module != "adapters.memory":
-            monkeypatch.setattr(f"{place}.BATCH_CONVERSATIONS", MOST_CONVERSATIONS)
+        monkeypatch.setattr(f"{place}.BATCH_CONVERSATIONS", MOST_CONVERSATIONS)
         monkeypatch.setattr(f"{place}.BATCH_LOOKED_AT", MOST_LOOKED_AT)
 
 
@@ -319,6 +318,24 @@ async def test_an_erasure_removes_all_batch_by_batch(store: Any) -> None:
     assert await is_gap_free(store, other)
     again = await erase_user(store.unit_of_work(), user_id="u")
     assert counts(again) == (0, 0)
+
+
+@pytest.mark.usefixtures("small_batches")
+async def test_a_full_batch_does_not_know_whether_there_is_more(store: Any) -> None:
+    """It tells where it ended; one that is not full has met the end."""
+    uow = store.unit_of_work()
+    for number in range(MOST_CONVERSATIONS + 1):
+        await start(store, f"s-{number}")
+    async with uow:
+        batch = await uow.conversations.remove_some(RemovalCondition(user_id="u"))
+        assert batch.next_place == "s-2"
+        batch = await uow.conversations.remove_some(RemovalCondition(user_id="u"), "s-2")
+        assert (len(batch.removed), batch.next_place) == (1, None)
+    for number in range(MOST_CONVERSATIONS):
+        await start(store, f"s-{number}")
+    async with uow:
+        batch = await uow.conversations.remove_some(RemovalCondition(user_id="u"))
+        assert batch.next_place == "s-2"
 
 
 @pytest.mark.usefixtures("small_batches")

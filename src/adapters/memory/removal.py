@@ -6,6 +6,7 @@ from attrs import evolve
 
 from ...domain.conversation import Conversation, Status
 from ...domain.removal import (
+    BATCH_CONVERSATIONS,
     BATCH_LOOKED_AT,
     BATCH_MESSAGES,
     RemovalCondition,
@@ -88,7 +89,7 @@ async def remove_some(view: View, only: RemovalCondition, after: str | None) -> 
         else:
             view.drop(stored)
             removed.append((conversation.id, stored.conversation.message_count))
-    if len(taken) < len(meant):
+    if len(taken) < len(meant) or len(taken) == BATCH_CONVERSATIONS:
         horizon = _place(taken[-1], only)
     return RemovedBatch(
         removed=removed,
