@@ -5,12 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import product
+from typing import Final
+from unittest.mock import patch
 
 import hypothesis
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.errors import FlakyStrategyDefinition
 from hypothesis.stateful import run_state_machine_as_test
+
+from conversation_store.adapters.memory import removal as memory
+from conversation_store.adapters.postgres import removal as postgres
+from conversation_store.domain import removal as domain
 
 from .machine import Programs
 from .server import Server
@@ -24,10 +31,23 @@ COMMON = settings(
 )
 
 
+BATCHES: Final = {"BATCH_MESSAGES": 3, "BATCH_CONVERSATIONS": 2, "BATCH_LOOKED_AT": 3}
+"""How much a removal takes at a time: so little that the few things of a program need several."""
+
+
+@contextmanager
+def small_batches() -> Iterator[None]:
+    """Have removals go in small batches."""
+    with ExitStack() as stack:
+        for module, (name, size) in product((domain, memory, postgres), BATCHES.items()):
+            stack.enter_context(patch.object(module, name, size))
+        yield
+
+
 @contextmanager
 def machine(dsn: str) -> Iterator[type[Programs]]:
     """Give the machine with a server to run on, and an event loop that lives as long."""
-    with asyncio.Runner() as runner:
+    with asyncio.Runner() as runner, small_batches():
         loop = runner.get_loop()
         opening = Server.open(dsn)
         server = loop.run_until_complete(opening.__aenter__())
