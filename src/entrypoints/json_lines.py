@@ -10,9 +10,8 @@ import os
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
-from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Final, Self, cast
 
@@ -23,6 +22,9 @@ from ..domain.record import ConversationRecord, dump_record
 from ..domain.repository import OnDuplicate
 from ..service_layer.transfer import export_conversations, import_conversations
 from .terminal import CommandError, Report, counted, describe, exit_code_of
+
+MAX_LINE_BYTES: Final = 1_000_000_000
+"""Longest line; a record of the largest size has less, however much of it is escaped."""
 
 _GZIP: Final = b"\x1f\x8b"
 
@@ -67,11 +69,16 @@ class RecordReader:
                 yield record
 
     def _lines(self) -> Iterator[bytes]:
-        lines: Iterable[bytes] = self._raw
+        lines: io.BufferedReader[Any] | gzip.GzipFile = self._raw
         if self._raw.peek(len(_GZIP))[: len(_GZIP)] == _GZIP:
             lines = gzip.GzipFile(fileobj=self._raw)
         try:
-            yield from chain(lines)  # without chain the generator would close the file
+            while line := lines.readline(MAX_LINE_BYTES + 1):
+                if len(line) > MAX_LINE_BYTES:
+                    self.line += 1
+                    reason = f"has more than {MAX_LINE_BYTES} bytes"
+                    raise InvalidRecord(record=self._number + 1, field="record", reason=reason)
+                yield line
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             reason = f"the gzip file is damaged ({error})"
             raise InvalidRecord(record=self._number + 1, field="record", reason=reason) from error

@@ -6,6 +6,8 @@ is counted; how much memory that takes is traced.
 
 from __future__ import annotations
 
+import gzip
+import io
 import subprocess
 import sys
 import tracemalloc
@@ -62,6 +64,7 @@ from conversation_store import (
 )
 from conversation_store.domain import imported, record
 from conversation_store.domain.json_object import check_json_object, dump_plain
+from conversation_store.entrypoints import json_lines
 from conversation_store.service_layer import transfer
 
 MEMORY: Final = 40_000_000
@@ -555,6 +558,28 @@ async def test_a_batch_is_bounded_by_what_its_objects_come_to(
     sizes = [after - before for before, after in zip([0, *batches], batches, strict=False)]
     assert receipt.conversations == sum(sizes) == 40
     assert max(sizes) <= 9
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "packed"])
+def test_a_line_without_end(
+    monkeypatch: pytest.MonkeyPatch, pack: Callable[[bytes], bytes]
+) -> None:
+    """A file is read a line at a time, and no more of a line than a record may have."""
+    monkeypatch.setattr(json_lines, "MAX_LINE_BYTES", 1000)
+    first = b'{"user_id":"u"}' + b" " * 984 + b"\n"
+    raw = io.BufferedReader(io.BytesIO(pack(first + b"x" * 30_000_000)))  # type: ignore[arg-type]
+    reader = json_lines.RecordReader(raw, None)
+    with little_memory(), pytest.raises(InvalidRecord, match="more than 1000 bytes") as caught:
+        list(reader)
+    assert (caught.value.record, reader.line) == (2, 2)
+
+
+@pytest.mark.parametrize("line", [b"[" * 100_000, b'{"a":' * 100_000, b"1" * 1_000_000])
+def test_a_line_that_nests_too_deep(line: bytes) -> None:
+    """It is a malformed record, as a number that Python does not read is."""
+    raw = io.BufferedReader(io.BytesIO(line))  # type: ignore[arg-type]
+    with pytest.raises(InvalidRecord):
+        list(json_lines.RecordReader(raw, None))
 
 
 # Memory of a whole process ----------------------------------------------------------------------
