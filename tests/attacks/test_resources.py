@@ -567,7 +567,7 @@ def test_a_line_without_end(
     """A file is read a line at a time, and no more of a line than a record may have."""
     monkeypatch.setattr(json_lines, "MAX_LINE_BYTES", 1000)
     first = b'{"user_id":"u"}' + b" " * 984 + b"\n"
-    raw = io.BufferedReader(io.BytesIO(pack(first + b"x" * 30_000_000)))  # type: ignore[arg-type]
+    raw = io.BufferedReader(io.BytesIO(pack(first + b"x" * 30_000_000)))
     reader = json_lines.RecordReader(raw, None)
     with little_memory(), pytest.raises(InvalidRecord, match="more than 1000 bytes") as caught:
         list(reader)
@@ -577,7 +577,7 @@ def test_a_line_without_end(
 @pytest.mark.parametrize("line", [b"[" * 100_000, b'{"a":' * 100_000, b"1" * 1_000_000])
 def test_a_line_that_nests_too_deep(line: bytes) -> None:
     """It is a malformed record, as a number that Python does not read is."""
-    raw = io.BufferedReader(io.BytesIO(line))  # type: ignore[arg-type]
+    raw = io.BufferedReader(io.BytesIO(line))
     with pytest.raises(InvalidRecord):
         list(json_lines.RecordReader(raw, None))
 
