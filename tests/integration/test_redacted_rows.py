@@ -43,10 +43,10 @@ def found(dsn: str, text: str) -> list[tuple[str, str]]:
             " ('pg_catalog', 'information_schema')"
         ).fetchall()
         for schema, table in tables:
-            query = sql.SQL("SELECT t::text FROM {} AS t WHERE strpos(t::text, %s) > 0").format(
-                sql.Identifier(schema, table)
+            query = sql.SQL("SELECT t::text FROM {} AS t WHERE strpos(t::text, {}) > 0").format(
+                sql.Identifier(schema, table), sql.Literal(text)
             )
-            rows += [(table, row) for (row,) in connection.execute(query, [text])]
+            rows += [(table, row) for (row,) in connection.execute(query)]
     return rows
 
 
