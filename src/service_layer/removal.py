@@ -68,8 +68,8 @@ async def erase_user(
     alone, and a longer one goes as `delete_conversation` says. After a batch it pauses for as long
     as that took. Interrupted it is gone on with by calling again.
 
-    It ends when it finds nothing of the user any more. What the user starts after that stays, so
-    keep the user out first.
+    It ends with a batch that found all that the user had when that batch began, and removed it.
+    What the user starts after that stays, so keep the user out first.
 
     Args:
         uow: the unit of work.
