@@ -226,7 +226,7 @@ class _Pace:
         *arguments: P.args,
         **options: P.kwargs,
     ) -> T:
-        """Pause, then send a batch; inside an open block, whose locks are held, do not pause."""
+        """Pause, then send a batch; not where a block or a host's transaction holds its locks."""
         if self._pause:
             await asyncio.sleep(min(self._pause, LONGEST_PAUSE))
         clock = asyncio.get_running_loop().time
@@ -234,5 +234,6 @@ class _Pace:
         async with self._uow as uow:
             pending = register(uow.conversations, *arguments, **options)
         done = await pending
-        self._pause = clock() - began if uow.outcome is Outcome.COMMITTED else 0.0
+        is_over = uow.outcome is Outcome.COMMITTED and not uow.is_in_host_transaction
+        self._pause = clock() - began if is_over else 0.0
         return done

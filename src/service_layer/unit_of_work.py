@@ -60,6 +60,7 @@ class AsyncUnitOfWork(ABC):
         self._blocks: list[Block] = []
         self._script: list[Step] = []
         self._outcome = Outcome.NOT_STARTED
+        self.is_in_host_transaction = False  # which keeps its locks when it ends
 
     @property
     @abstractmethod

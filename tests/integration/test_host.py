@@ -22,6 +22,7 @@ from conversation_store import (
     StoreUnavailable,
     UnitOfWorkMisuse,
     append_messages,
+    erase_user,
     find_conversation,
     get_conversation,
     latest_messages,
@@ -581,6 +582,32 @@ async def test_a_commit_that_the_server_refuses_stores_nothing(
     assert caught.value.sqlstate == "P0001"
     assert uow.outcome is Outcome.ROLLED_BACK
     assert not await exists(postgres, "s")
+
+
+@pytest.mark.parametrize("is_in_transaction", [False, True])
+async def test_an_erasure_in_the_hosts_transaction_does_not_pause(
+    postgres: ConversationStore,
+    dsn: str,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    is_in_transaction: bool,
+) -> None:
+    """All that it removed would be locked for as long."""
+    pauses: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr("conversation_store.adapters.postgres.removal.BATCH_CONVERSATIONS", 1)
+    for session in ("s-1", "s-2"):
+        await start_conversation(postgres.unit_of_work(), user_id="u", session_id=session)
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+        if is_in_transaction:
+            await connection.execute("BEGIN")
+        monkeypatch.setattr("conversation_store.service_layer.removal.asyncio.sleep", pause)
+        await erase_user(postgres.unit_of_work(connection=connection), user_id="u")
+        monkeypatch.undo()
+    assert bool(pauses) is not is_in_transaction
 
 
 @pytest.mark.usefixtures("postgres")

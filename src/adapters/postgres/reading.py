@@ -45,7 +45,6 @@ class ReadingUnitOfWork(LimitedUnitOfWork):
         self._opening = opening
         self._connection: Connection | None = None
         """Held while a transaction of the unit is open."""
-        self._in_host_transaction = False
 
     def _prepare(self) -> None:
         super()._prepare()
@@ -123,7 +122,7 @@ class ReadingUnitOfWork(LimitedUnitOfWork):
             await self._fail(opened[-1] if opened else self._blocks[0], error)
 
     def _may_send_again(self, error: StoreError) -> bool:
-        if self._in_host_transaction:
+        if self.is_in_host_transaction:
             return False
         # A connection that was lent is the only one there is.
         is_lent = isinstance(self._connections, LentConnection)

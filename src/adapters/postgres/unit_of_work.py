@@ -133,8 +133,8 @@ class PsycopgUnitOfWork(ReadingUnitOfWork):
         super()._prepare()
         self._connection = None  # of a unit that did nothing in a transaction of the host's
         if isinstance(self._connections, LentConnection):
-            self._in_host_transaction = self._connections.check()
-            if self._in_host_transaction:
+            self.is_in_host_transaction = self._connections.check()
+            if self.is_in_host_transaction:
                 self._connection = self._connections.connection
                 self._savepoints = Savepoints(in_host_transaction=True, opening=self._opening)
 
@@ -170,7 +170,7 @@ class PsycopgUnitOfWork(ReadingUnitOfWork):
         return await self._ids.take(count, lambda blocks: draw_blocks(held, self._texts, blocks))
 
     async def _run_whole(self, steps: list[Step]) -> None:
-        if self._in_host_transaction:
+        if self.is_in_host_transaction:
             await self._run_whole_in_host_transaction(steps)
             return
         writes = [step for step in steps if isinstance(step, RegisteredWrite)]
@@ -340,7 +340,7 @@ class PsycopgUnitOfWork(ReadingUnitOfWork):
             self._connections.refuse(connection)
         self._outcome = outcome
         self._connection = self._transaction = None
-        if not self._in_host_transaction:
+        if not self.is_in_host_transaction:
             await self._connections.give_back(connection)
 
     def _held(self) -> Connection:
