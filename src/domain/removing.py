@@ -1,4 +1,4 @@
-"""The port of removals, and what it has in common with the other repositories."""
+"""The port of removals in batches, a part of the repository of conversations."""
 
 from __future__ import annotations
 
@@ -6,48 +6,11 @@ from abc import ABC, abstractmethod
 
 from attrs import evolve
 
-from .conversation import MAX_ID, check_integer
-from .errors import InvalidConversation, UnitOfWorkMisuse
+from .conversation import MAX_ID
+from .errors import InvalidConversation
 from .removal import RemovalCondition, RemovedBatch
 from .text import check_name
-from .unit import Pending, Unit, Write
-
-
-class Repository:
-    """What the repositories have in common: the unit of work they belong to, and its user."""
-
-    def __init__(self, unit: Unit) -> None:
-        self._unit = unit
-
-    def _owner(self, user_id: str | None) -> str:
-        """Return the user a call is about: the one named, or the one the unit acts for."""
-        scope = self._unit.user_id
-        if user_id is None:
-            if scope is None:
-                raise InvalidConversation(field="user_id", reason="is missing")
-            return scope
-        user_id = check_name(user_id, "user_id", InvalidConversation)
-        if scope is not None and user_id != scope:
-            reason = "the unit of work acts for one user; another user_id was named"
-            raise UnitOfWorkMisuse(reason=reason)
-        return user_id
-
-
-def check_conversation_id(value: int) -> int:
-    """Return an id of 64 bits; raise InvalidConversation if it is none."""
-    return check_integer(value, "conversation_id", InvalidConversation)
-
-
-def _place(after: str | None, only: RemovalCondition) -> str | None:
-    """Return the place after which a batch begins: a session of the user, or an id."""
-    if after is None:
-        return None
-    after = check_name(after, "after", InvalidConversation)
-    if only.user_id is None and not (
-        after.isascii() and after.isdecimal() and int(after) <= MAX_ID
-    ):
-        raise InvalidConversation(field="after", reason="is no next_place of this condition")
-    return after
+from .unit import Pending, Repository, Write, check_conversation_id
 
 
 class RemovingRepository(Repository, ABC):
@@ -108,3 +71,15 @@ class RemovingRepository(Repository, ABC):
 
     @abstractmethod
     async def _find_removable(self, only: RemovalCondition, after: str | None) -> RemovedBatch: ...
+
+
+def _place(after: str | None, only: RemovalCondition) -> str | None:
+    """Return the place after which a batch begins: a session of the user, or an id."""
+    if after is None:
+        return None
+    after = check_name(after, "after", InvalidConversation)
+    if only.user_id is None and not (
+        after.isascii() and after.isdecimal() and int(after) <= MAX_ID
+    ):
+        raise InvalidConversation(field="after", reason="is no next_place of this condition")
+    return after

@@ -27,9 +27,9 @@ from .message import Message, MessageDraft, Turn, check_drafts
 from .page import ConversationCursor, ConversationPage, check_limit
 from .receipt import ImportReceipt
 from .record import ConversationRecord
-from .removing import RemovingRepository, Repository, check_conversation_id
+from .removing import RemovingRepository
 from .text import check_name
-from .unit import Pending, Write
+from .unit import Pending, Repository, Write, check_conversation_id
 
 OnDuplicate: TypeAlias = Literal["error", "skip"]
 """What an import does with a session that exists: refuse the batch, or leave the record out."""

@@ -8,6 +8,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
+from .conversation import check_integer
+from .errors import InvalidConversation, UnitOfWorkMisuse
+from .text import check_name
+
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
@@ -56,3 +60,28 @@ class Unit(Protocol):
     async def perform(self, work: Callable[[], Awaitable[T]]) -> T:
         """Do at once, in the current block, what cannot be registered."""
         ...
+
+
+class Repository:
+    """What the repositories have in common: the unit of work they belong to, and its user."""
+
+    def __init__(self, unit: Unit) -> None:
+        self._unit = unit
+
+    def _owner(self, user_id: str | None) -> str:
+        """Return the user a call is about: the one named, or the one the unit acts for."""
+        scope = self._unit.user_id
+        if user_id is None:
+            if scope is None:
+                raise InvalidConversation(field="user_id", reason="is missing")
+            return scope
+        user_id = check_name(user_id, "user_id", InvalidConversation)
+        if scope is not None and user_id != scope:
+            reason = "the unit of work acts for one user; another user_id was named"
+            raise UnitOfWorkMisuse(reason=reason)
+        return user_id
+
+
+def check_conversation_id(value: int) -> int:
+    """Return an id of 64 bits; raise InvalidConversation if it is none."""
+    return check_integer(value, "conversation_id", InvalidConversation)

@@ -17,7 +17,7 @@ from psycopg import sql
 from store_fixtures import APPLICATION, as_role, open_store_as
 
 from conversation_store import AsyncUnitOfWork, ConversationStore, Retry, erase_user
-from conversation_store.domain import removing
+from conversation_store.domain import unit
 
 from .predicates import texts_of, without_any
 from .told import State
@@ -218,10 +218,10 @@ async def second_wall(
     Its statements have no predicates, and whoever may be named to a unit of work may be named.
     """
 
-    def named(self: removing.Repository, user_id: str | None) -> str:
+    def named(self: unit.Repository, user_id: str | None) -> str:
         return user_id or self._unit.user_id or ""
 
-    monkeypatch.setattr(removing.Repository, "_owner", named)
+    monkeypatch.setattr(unit.Repository, "_owner", named)
     async with both_walls(dsn, migrated) as scene:
         texts: Any = scene.store._adapter._texts  # type: ignore[attr-defined]
         for name, text in texts_of(texts).items():

@@ -14,7 +14,7 @@ from attrs import evolve
 from conversation_store import Conversation
 from conversation_store.adapters.memory import conversations, messages, verdicts
 from conversation_store.adapters.postgres import removal
-from conversation_store.domain import removing
+from conversation_store.domain import unit
 from conversation_store.domain.removal import RemovalCondition
 
 EQUIVALENT = {
@@ -77,6 +77,6 @@ async def test_another_user_that_may_be_named_is_found(monkeypatch: pytest.Monke
     def owner(self: Any, user_id: str | None) -> str:
         return user_id or self._unit.user_id
 
-    monkeypatch.setattr(removing.Repository, "_owner", owner)
+    monkeypatch.setattr(unit.Repository, "_owner", owner)
     report = await lay_siege(await TwinScene.make(), ATTEMPTS)
     assert {one.function for one in ATTEMPTS if one.is_misuse} == report.came_through
