@@ -13,7 +13,7 @@ from attrs import evolve, field, frozen
 
 from .errors import InvalidMessage
 from .json_object import MAX_JSON_BYTES, JsonObject, check_optional_json, dump_json
-from .text import check_name, check_text, to_text
+from .text import check_name, check_text, is_storable, to_text
 
 MAX_CONTENT_BYTES: Final = 10_000_000
 """Longest content of a message, in bytes of UTF-8."""
@@ -53,10 +53,12 @@ def _to_role(value: str) -> Role:
 
 def _to_content(value: str) -> str:
     text = to_text(value, "content", InvalidMessage)
-    # A character takes a byte at least: of what is far too long nothing is copied.
-    if len(text) <= MAX_CONTENT_BYTES:
-        check_text(text, "content", InvalidMessage)
-    size = content_bytes(text) if len(text) <= MAX_CONTENT_BYTES else len(text)
+    size = len(text)
+    # Each character takes a byte or more: of what has too many nothing is looked at or copied.
+    if size <= MAX_CONTENT_BYTES:
+        if not is_storable(text):
+            check_text(text, "content", InvalidMessage)
+        size = content_bytes(text)
     if size > MAX_CONTENT_BYTES:
         reason = f"must be at most {MAX_CONTENT_BYTES} bytes of UTF-8, not {size}"
         raise InvalidMessage(field="content", reason=reason)

@@ -62,7 +62,7 @@ def check_name(value: object, field: str, error: type[InvalidInput]) -> str:
     if not 1 <= len(text) <= MAX_NAME_LENGTH:
         reason = f"must have 1..{MAX_NAME_LENGTH} characters, not {len(text)}"
         raise error(field=field, reason=reason)
-    return check_text(text, field, error)
+    return text if is_storable(text) else check_text(text, field, error)
 
 
 def shown_name(name: str, number: int) -> str:
