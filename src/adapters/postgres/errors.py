@@ -138,7 +138,7 @@ _UNAVAILABLE_CLASSES: Final = {
 
 _ROW_SECURITY: Final = {
     "ExecWithCheckOptions": "row security: the row would belong to another user than the one the "
-    "unit of work acts for",
+    "unit of work acts for; or no user is set, because the store was opened without row_security",
     "check_enable_rls": "row security: the setting row_security is off for this role, and has to "
     "be on",
 }
