@@ -1,1 +1,1 @@
-"""The ways in from outside Python: the command line and its demo. Needs the extra `cli`."""
+"""The ways in: the command line and its demo (extra `cli`), fixtures for tests (extra `pytest`)."""

@@ -1,4 +1,7 @@
-"""The commands of `conversation-store`: demo, migrate, import, export, show, list, erase, purge."""
+"""The commands of `conversation-store`.
+
+demo, migrate, doctor, import, export, show, list, erase, purge.
+"""
 
 from __future__ import annotations
 
@@ -93,13 +96,18 @@ def _store_options(command: F) -> F:
     return dsn(schema(command))
 
 
-@asynccontextmanager
-async def _open_store(dsn: str | None, schema: str) -> AsyncGenerator[ConversationStore, None]:
+def _named(dsn: str | None) -> str:
+    """Return the connection string. Errors: click's, where there is none."""
     if dsn is None:
         reason = "which database? Name it by --dsn or by CONVERSATION_STORE_DSN"
         raise click.UsageError(reason, click.get_current_context())
+    return dsn
+
+
+@asynccontextmanager
+async def _open_store(dsn: str | None, schema: str) -> AsyncGenerator[ConversationStore, None]:
     async with ConversationStore.connect(
-        dsn, schema=schema, min_size=1, max_size=2, timeout=10.0
+        _named(dsn), schema=schema, min_size=1, max_size=2, timeout=10.0
     ) as store:
         yield store
 
@@ -158,6 +166,25 @@ def migrate_command(
     done = [f"applied {name}" for name in run_async(migrate())]
     done += [f"granted to {wanted[role]}" for role in _ROLES if wanted[role] is not None]
     click.echo("\n".join(done) or "nothing to do: up to date")
+
+
+@commands.command("doctor", short_help="Look at a server, and say what to mend.")
+@click.option(
+    "--no-prepare", is_flag=True, help="The application connects with prepare_threshold=None."
+)
+@_store_options
+def doctor_command(*, no_prepare: bool, dsn: str | None, schema: str) -> int:
+    """Look at all that the store needs of a server, and say what to do about what is missing.
+
+    As the role that connects, so name the application's. Nothing is written. Exits with 1 where
+    something has to be mended; advice alone is no reason.
+    """
+    from ..adapters.postgres.examination import examine, has_problem
+    from .doctor import print_findings
+
+    found = run_async(examine(_named(dsn), schema, prepares=not no_prepare))
+    print_findings(new_console(), found)
+    return int(has_problem(found))
 
 
 @commands.command("import", short_help="Import the conversations of a file.")

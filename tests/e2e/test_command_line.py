@@ -18,7 +18,7 @@ import click
 import psycopg
 import pytest
 from psycopg import sql
-from store_fixtures import APPLICATION, MAINTENANCE, READER, create_roles
+from store_fixtures import APPLICATION, MAINTENANCE, READER, as_role, create_roles
 
 from conversation_store import StoreTimeout, TransactionAborted
 from conversation_store.__main__ import main
@@ -716,3 +716,76 @@ def test_a_removal_that_fails_says_what_it_had_removed(here: Any) -> None:
     assert code == 2
     assert "here: conversation-store migrate" in err
     assert "removed before that: nothing" in err
+
+
+# Looking at a server ------------------------------------------------------------------------------
+
+
+def test_doctor_says_what_to_mend(here: Any, dsn: str) -> None:
+    """Before `migrate` there is a problem and a command, afterwards none; nothing is written."""
+    code, out, err = here("doctor")
+    assert (code, err) == (1, "")
+    assert "there is no schema" in out
+    assert "conversation-store migrate --schema" in out
+    assert "1 problem, " in out.splitlines()[-1]
+    assert here("migrate")[0] == 0
+    code, out, err = here("doctor", "--no-prepare")
+    assert (code, err) == (0, "")
+    assert "all 2 are applied" in out
+    assert out.splitlines()[-1].startswith("0 problems, ")
+
+
+@pytest.mark.parametrize(
+    ("text", "code"), [("host=127.0.0.1 port=1 password=s3cret", 3), ("no such thing", 2)]
+)
+def test_doctor_of_no_server(here: Any, text: str, code: int) -> None:
+    """It ends as other commands do, and says no password."""
+    got, out, err = here("doctor", "--dsn", text)
+    assert (got, out) == (code, "")
+    assert "s3cret" not in one_line(err)
+
+
+def test_doctor_says_no_password(store_command: Run, dsn: str) -> None:
+    """Not even one that was right."""
+    create_roles(dsn)
+    result = store_command("doctor", CONVERSATION_STORE_DSN=as_role(dsn, APPLICATION))
+    assert result.returncode == 1
+    assert b"secret" not in result.stdout + result.stderr
+
+
+# Completion ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def complete(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Callable[..., str]:
+    """Give a way to ask for completion as a shell does; the answer is what it reads."""
+
+    def ask(instruction: str, **words: str) -> str:
+        for name, value in {"_CONVERSATION_STORE_COMPLETE": instruction, **words}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit) as ended:
+            run([])
+        assert ended.value.code == 0
+        return str(capsys.readouterr().out)
+
+    return ask
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_is_told_how_to_complete(complete: Callable[..., str], shell: str) -> None:
+    """Click writes what the shell has to read."""
+    assert f"_CONVERSATION_STORE_COMPLETE={shell}_complete" in complete(f"{shell}_source")
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("conversation-store do", ["plain,doctor"]),
+        ("conversation-store list u --status a", ["plain,active", "plain,archived"]),
+        ("conversation-store migrate --ro", ["plain,--row-security"]),
+    ],
+)
+def test_words_are_completed(complete: Callable[..., str], typed: str, offered: list[str]) -> None:
+    """Commands, options and what options take."""
+    words = {"COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
+    assert complete("bash_complete", **words).splitlines() == offered

@@ -77,13 +77,15 @@ def test_the_wheel_says_what_it_is_and_needs(wheel: Path) -> None:
     assert metadata["Name"] == "conversation-store"
     assert metadata["Version"] == conversation_store.__version__
     assert metadata["License-Expression"] == "MIT"
-    assert set(metadata.get_all("Provides-Extra", [])) == {"cli", "dev", "embedded", "test"}
+    extras = {"cli", "dev", "embedded", "pytest", "test"}
+    assert set(metadata.get_all("Provides-Extra", [])) == extras
     assert sorted(need.split(">")[0] for need in needed) == [
         "attrs",
         "psycopg-pool",
         "psycopg[binary]",
     ]
     assert "conversation-store = " in commands
+    assert "[pytest11]\nconversation_store = conversation_store.entrypoints." in commands
 
 
 def test_the_sdist_has_the_package_once_and_no_link(dist: Path) -> None:

@@ -97,7 +97,7 @@ async def test_a_store_warns_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whatever it does, on how many connections, of its own pool or of the host's: one warning."""
-    monkeypatch.setattr(encryption, "_is_remote", lambda _: True)
+    monkeypatch.setattr(encryption, "is_remote", lambda _: True)
     caplog.set_level(logging.WARNING, "conversation_store")
     async with WireProxy(dsn) as proxy:
         through = proxy.dsn
@@ -169,7 +169,7 @@ async def test_tls_verifies_the_server(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """verify-full takes the certificate of that name and root; prefer and require take any."""
-    monkeypatch.setattr(encryption, "_is_remote", lambda _: True)
+    monkeypatch.setattr(encryption, "is_remote", lambda _: True)
     caplog.set_level(logging.WARNING, "conversation_store")
     root = str(certificates / "db.test.crt")
     verified = {"sslmode": "verify-full", "sslrootcert": root}

@@ -45,8 +45,13 @@ LAYERS = {
     ),
     "entrypoints": (
         {"", "bootstrap", "domain", "entrypoints", "service_layer"}
-        | {"adapters.postgres.embedded"},  # the demo brings its server
+        | {"adapters.postgres.embedded"}  # the demo brings its server
+        | {"adapters.postgres.examination", "adapters.postgres.findings"},  # doctor needs no store
         {"attrs", "click", "rich"},
+    ),
+    "entrypoints.pytest_plugin": (
+        {"bootstrap", "adapters.postgres.embedded"},
+        {"psycopg", "pytest", "pytest_asyncio"},
     ),
 }
 """The most specific entry counts."""

@@ -25,7 +25,7 @@ class EncryptionWatch:
 
     def look_at(self, pgconn: PGconn) -> None:
         """Warn if a connection to another machine is not encrypted; sends nothing."""
-        if self._has_warned or _is_encrypted(pgconn) or not _is_remote(pgconn):
+        if self._has_warned or is_encrypted(pgconn) or not is_remote(pgconn):
             return
         self._has_warned = True
         LOGGER.warning(
@@ -35,12 +35,13 @@ class EncryptionWatch:
         )
 
 
-def _is_encrypted(pgconn: PGconn) -> bool:
+def is_encrypted(pgconn: PGconn) -> bool:
+    """Whether what goes over a connection is encrypted."""
     # GSSAPI encrypts, too, unless gssencmode=disable; libpq does not tell psycopg whether it did.
     return pgconn.ssl_in_use or (capabilities.has_used_gssapi() and pgconn.used_gssapi)
 
 
-def _is_remote(pgconn: PGconn) -> bool:
+def is_remote(pgconn: PGconn) -> bool:
     """Whether a connection leaves the machine: by neither a Unix socket nor a loopback address."""
     if pgconn.host.startswith((b"/", b"@")):
         return False

@@ -20,6 +20,7 @@ from .connections import Connection
 from .ddl import fetch, fill, literal, quoted, run
 from .errors import translate
 from .privileges import Roles, check_granted, check_name, check_roles, grant, grants
+from .rows import Row
 
 DEFAULT_ID_BLOCK: Final = 1000
 """How many ids a process draws at a time."""
@@ -29,11 +30,14 @@ MAX_ID_BLOCK: Final = 1_000_000
 ROW_SECURITY: Final = "row_security"
 """The name of what is not numbered: the policies of row security."""
 
+RECORDS: Final = "conversation_store_migrations"
+"""The table that says what was applied."""
+
 _LOCK: Final = (
     "SELECT pg_advisory_xact_lock(hashtextextended('conversation_store ' || {schema}, 0))"
 )
 
-_RECORDS: Final = """CREATE TABLE IF NOT EXISTS {schema}.conversation_store_migrations (
+_MAKE_RECORDS: Final = """CREATE TABLE IF NOT EXISTS {schema}.conversation_store_migrations (
     number     integer     NOT NULL,
     name       text        NOT NULL,
     checksum   text        NOT NULL,
@@ -113,7 +117,7 @@ def migration_sql(
     wanted.check()
     statements = [
         f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}",
-        fill(_RECORDS, schema=quoted(schema)),
+        fill(_MAKE_RECORDS, schema=quoted(schema)),
     ]
     for migration in known_migrations():
         statements += [_filled(migration, schema, wanted.id_block), _record(migration, schema)]
@@ -132,7 +136,7 @@ async def migrate(connection: Connection, schema: str, wanted: Wanted) -> list[s
     """
     wanted.check()
     known = known_migrations()
-    applied: list[str] = []
+    done: list[str] = []
     try:
         while True:
             async with connection.transaction():
@@ -141,19 +145,19 @@ async def migrate(connection: Connection, schema: str, wanted: Wanted) -> list[s
                 if missing:
                     await run(connection, _filled(missing[0], schema, wanted.id_block))
                     await run(connection, _record(missing[0], schema))
-                    applied.append(missing[0].name)
+                    done.append(missing[0].name)
             if len(missing) <= 1:
                 break
         if wanted.row_security or wanted.roles:
             async with connection.transaction():
                 await _take_turn(connection, schema)
-                if wanted.row_security and not await _is_secured(connection, schema):
+                if wanted.row_security and not await is_secured(connection, schema):
                     await run(connection, _row_security(schema))
-                    applied.append(ROW_SECURITY)
+                    done.append(ROW_SECURITY)
                 await grant(connection, schema, wanted.roles)
     except psycopg.Error as error:
         raise translate(error) from error
-    return applied
+    return done
 
 
 def check_schema(schema: str) -> None:
@@ -183,11 +187,24 @@ async def _missing(
     # Only where it is missing: creating it needs a privilege on the database.
     if not await fetch(connection, f"SELECT FROM pg_namespace WHERE nspname = {literal(schema)}"):
         await run(connection, f"CREATE SCHEMA {quoted(schema)}")
-    records = quoted(schema, "conversation_store_migrations")
+    records = quoted(schema, RECORDS)
     [(there,)] = await fetch(connection, f"SELECT to_regclass({literal(records)}) IS NOT NULL")
     if not there:
-        await run(connection, fill(_RECORDS, schema=quoted(schema)))
-    rows = await fetch(connection, f"SELECT number, name, checksum FROM {records} ORDER BY number")
+        await run(connection, fill(_MAKE_RECORDS, schema=quoted(schema)))
+    return missing_after(await applied(connection, schema), known)
+
+
+async def applied(connection: Connection, schema: str) -> list[Row]:
+    """Return number, name and checksum of the migrations that were applied."""
+    records = quoted(schema, RECORDS)
+    return await fetch(connection, f"SELECT number, name, checksum FROM {records} ORDER BY number")
+
+
+def missing_after(rows: Sequence[Row], known: Sequence[Migration]) -> list[Migration]:
+    """Return the migrations that are not among those applied.
+
+    Errors: StoreMisconfigured for one that is newer than this code, or is not what it was.
+    """
     for number, name, checksum in rows:
         if number > len(known):
             raise StoreMisconfigured(
@@ -203,7 +220,7 @@ async def _missing(
     return list(known[len(rows) :])
 
 
-async def _is_secured(connection: Connection, schema: str) -> bool:
+async def is_secured(connection: Connection, schema: str) -> bool:
     """Whether row security is on in the form that this version has it."""
     query = fill(
         _IS_SECURED,

@@ -6,7 +6,7 @@ schema and its tables grants, see docs/how-to/run-migrations.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from ...domain.errors import StoreMisconfigured
@@ -34,14 +34,23 @@ _ENTER: Final = """REVOKE ALL ON SCHEMA {schema} FROM {role} CASCADE;
 GRANT USAGE ON SCHEMA {schema} TO {role}"""
 
 # Never the columns that say whose a row is and where it stands: id, user_id, session_id, position.
-_WORK: Final = """GRANT SELECT, INSERT, DELETE,
-    UPDATE (status, rescue_id, intent_type, metadata, last_activity, message_count, version)
-    ON {schema}.ai_conversations TO {role};
+CHANGED: Final[Mapping[str, Sequence[str]]] = {
+    "ai_conversations": (
+        *("status", "rescue_id", "intent_type", "metadata"),
+        *("last_activity", "message_count", "version"),
+    ),
+    "ai_messages": ("content", "intent_type", "slots", "metadata", "request_digest"),
+}
+"""The columns of each table that service functions change."""
+
+_WORK: Final = f"""GRANT SELECT, INSERT, DELETE,
+    UPDATE ({", ".join(CHANGED["ai_conversations"])})
+    ON {{schema}}.ai_conversations TO {{role}};
 GRANT SELECT, INSERT, DELETE,
-    UPDATE (content, intent_type, slots, metadata, request_digest)
-    ON {schema}.ai_messages TO {role};
-GRANT USAGE ON SEQUENCE {schema}.ai_ids TO {role};
-GRANT EXECUTE ON FUNCTION {schema}.refuse(text, json), {schema}.is_own(bigint) TO {role}"""
+    UPDATE ({", ".join(CHANGED["ai_messages"])})
+    ON {{schema}}.ai_messages TO {{role}};
+GRANT USAGE ON SEQUENCE {{schema}}.ai_ids TO {{role}};
+GRANT EXECUTE ON FUNCTION {{schema}}.refuse(text, json), {{schema}}.is_own(bigint) TO {{role}}"""
 
 # It calls `refuse` where row security is not what it should be.
 _READ: Final = """GRANT SELECT ON {schema}.ai_conversations, {schema}.ai_messages TO {role};

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 import psycopg
 from psycopg import AsyncConnection, IsolationLevel
@@ -64,25 +64,17 @@ class PostgresStore:
         """Open our own pool. Errors: StoreUnavailable at once if the server cannot be reached."""
         if self._dsn is None:
             return
-        check_connection_string(self._dsn)
         try:
             # The pool would go on trying until its timeout; one try says at once what is wrong.
-            async with await AsyncConnection.connect(with_connect_timeout(self._dsn)):
+            async with await connect_once(self._dsn):
                 pass
             await self._pool.open(wait=True, timeout=self._pool.timeout)
-        except psycopg.ProgrammingError:
-            is_readable = False  # what it says may quote any part of the string
         except psycopg.Error as error:
             await self._pool.close()
-            quieten(error)
-            raise StoreUnavailable(reason=f"the server cannot be reached: {error}") from error
+            raise _unreachable(error) from error
         except BaseException:
             await self._pool.close()
             raise
-        else:
-            is_readable = True
-        if not is_readable:
-            raise StoreMisconfigured(reason=UNREADABLE)
 
     async def close(self) -> None:
         """Close what is ours; a pool that was lent stays open."""
@@ -157,6 +149,26 @@ def new_pool(
             "fallback_application_name": "conversation-store",
         },
     )
+
+
+async def connect_once(dsn: str, **options: Any) -> Connection:
+    """Return a connection, after one try; `options` are those of psycopg.
+
+    Errors: StoreMisconfigured for a connection string that cannot be read, StoreUnavailable.
+    """
+    check_connection_string(dsn)
+    try:
+        return await AsyncConnection.connect(with_connect_timeout(dsn), **options)
+    except psycopg.ProgrammingError:
+        pass  # what it says may quote any part of the string
+    except psycopg.Error as error:
+        raise _unreachable(error) from error
+    raise StoreMisconfigured(reason=UNREADABLE)
+
+
+def _unreachable(error: psycopg.Error) -> StoreUnavailable:
+    quieten(error)
+    return StoreUnavailable(reason=f"the server cannot be reached: {error}")
 
 
 def with_connect_timeout(dsn: str) -> str:

