@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -16,7 +15,8 @@ pytest_plugins = ["pytester"]
 Run = Callable[..., pytest.RunResult]
 
 PLUGIN = "conversation_store.entrypoints.pytest_plugin"
-PLUGINS = ("-p", "pytest_asyncio.plugin", "-p", PLUGIN)
+BY_NAME = ("-p", "asyncio", "-p", "conversation_store")
+"""The entry points by which pytest finds plugins; what else is installed here takes seconds."""
 
 HOST = """
 import pytest
@@ -60,11 +60,10 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
     )
     pytester.makepyfile(test_host=HOST)
 
-    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # what else is here takes seconds
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
 
     def run_it(*arguments: str) -> pytest.RunResult:
-        plugins = () if "PYTEST_DISABLE_PLUGIN_AUTOLOAD" not in os.environ else PLUGINS
-        return pytester.runpytest_subprocess("-W", "error", *plugins, *arguments, timeout=60)
+        return pytester.runpytest_subprocess("-W", "error", *BY_NAME, *arguments, timeout=60)
 
     return run_it
 
@@ -86,9 +85,8 @@ def test_on_a_server_that_is_named(run: Run, dsn: str, monkeypatch: pytest.Monke
     assert schemas(dsn) == 0
 
 
-def test_on_a_server_of_its_own(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where none is named, one is started for the run; pytest finds the fixtures by itself."""
-    monkeypatch.delenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD")
+def test_on_a_server_of_its_own(run: Run) -> None:
+    """Where none is named, one is started for the run."""
     run().assert_outcomes(passed=6)
 
 
