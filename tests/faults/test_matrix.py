@@ -84,7 +84,7 @@ SECURED = (
 
 
 async def test_nothing_is_lost_under_row_security(dsn: str, fault_report: list[str]) -> None:
-    """A lone statement has its scope before it, and no COMMIT behind it."""
+    """A lone write has its scope before it; a lone read has that, and no COMMIT behind it."""
     matrix = Matrix(dsn, tries_again=True, prepared=True, user_id="u")
     report = await matrix.play(SECURED, ENDS)
     fault_report.append(said("row security", report))

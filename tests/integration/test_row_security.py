@@ -30,6 +30,7 @@ from conversation_store import (
     MessageNotFound,
     Outcome,
     Status,
+    StoreError,
     StoreMisconfigured,
     StoreTimeout,
     StoreUnavailable,
@@ -69,6 +70,17 @@ STORED = {
     "delete": 0,
 }
 """How many messages there are after a write, where it is not the two of before and two more."""
+READS = {
+    "get_conversation",
+    "find_conversation",
+    "list_conversations",
+    "list_conversations, of a status",
+    "get_message",
+    "latest_messages",
+    "messages_after",
+    "purge_conversations, a dry run",
+}
+"""Those of the service functions."""
 NOBODY = (None, "")
 """What the setting holds where no user is set."""
 
@@ -654,26 +666,82 @@ async def wired(store: ConversationStore, dsn: str) -> AsyncIterator[Wired]:
 
 @pytest.mark.parametrize("name", SERVICE_FUNCTIONS)
 async def test_a_service_function_is_one_round_trip(wired: Wired, name: str) -> None:
-    """Its scope goes with it: 1 round trip, 2 statements, and no BEGIN or COMMIT."""
+    """Its scope goes with it in 1 round trip: 2 statements of a read, 4 of a write."""
     uow = wired.store.unit_of_work(user_id="u")
     if name.endswith(", replay"):
         await SERVICE_FUNCTIONS[name](wired, uow)
     with wired.proxy.count() as wire:
         await SERVICE_FUNCTIONS[name](wired, uow)
-    assert (wire.round_trips, wire.statements) == (1, 2), wire.texts
+    assert (wire.round_trips, wire.statements) == (1, 2 if name in READS else 4), wire.texts
     assert wire.messages.count("S") == 1
 
 
-async def test_a_refusal_is_one_round_trip(wired: Wired) -> None:
-    """A refused write costs nothing to clean up, once it is prepared too."""
+async def test_a_refusal_is_rolled_back(wired: Wired) -> None:
+    """As of several writes: COMMIT is not reached. What was prepared is forgotten, in a trip."""
     uow = wired.store.unit_of_work(user_id="u")
     for _ in range(8):
         await append_messages(uow, conversation_id=wired.conversation, drafts=turn(1))
-    for conversation_id in (4_000_000_000, wired.conversation):
-        with wired.proxy.count() as wire, suppress(ConversationNotFound):
-            await append_messages(uow, conversation_id=conversation_id, drafts=turn(1))
-        assert (wire.round_trips, wire.statements) == (1, 2)
-        assert "P" not in wire.messages
+    for round_trips in (3, 2):
+        with wired.proxy.count() as wire, pytest.raises(ConversationNotFound):
+            await append_messages(uow, conversation_id=4_000_000_000, drafts=turn(1))
+        assert wire.round_trips == round_trips, wire.texts
+    with wired.proxy.count() as wire:
+        await append_messages(uow, conversation_id=wired.conversation, drafts=turn(1))
+    assert (wire.round_trips, wire.statements) == (1, 4)
+
+
+# When the commit fails ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def judge(store: ConversationStore, dsn: str) -> AsyncIterator[None]:
+    """Let a deferred trigger of the host's refuse the content "bad", after a third of a second."""
+    body = "BEGIN PERFORM pg_sleep(0.3); RAISE 'the host says no'; END"
+    table = sql.Identifier(SCHEMA, "ai_messages")
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as owner:
+        await owner.execute(
+            sql.SQL(
+                "CREATE FUNCTION {}() RETURNS trigger LANGUAGE plpgsql AS {};"
+                "CREATE CONSTRAINT TRIGGER judged AFTER INSERT ON {} DEFERRABLE INITIALLY DEFERRED"
+                " FOR EACH ROW WHEN (NEW.content = 'bad') EXECUTE FUNCTION {}()"
+            ).format(sql.Identifier(SCHEMA, "judge"), body, table, sql.Identifier(SCHEMA, "judge"))
+        )
+        yield
+        drop = "DROP TRIGGER judged ON {}; DROP FUNCTION {}()"
+        await owner.execute(sql.SQL(drop).format(table, sql.Identifier(SCHEMA, "judge")))
+
+
+@pytest.mark.usefixtures("judge")
+@pytest.mark.parametrize("writes", [1, 2])
+async def test_a_commit_that_the_server_refuses_stores_nothing(
+    store: ConversationStore, writes: int
+) -> None:
+    """An error of a deferred constraint of the host's is told as without row security."""
+    mine, _ = await started(store, "me")
+    uow = store.unit_of_work(user_id="me")
+    with pytest.raises(StoreError) as caught:
+        async with uow:
+            for _ in range(writes):
+                uow.messages.append(mine, [draft("bad")])
+    assert (type(caught.value), caught.value.sqlstate) == (StoreError, "P0001")
+    assert uow.outcome is Outcome.ROLLED_BACK
+    await append_messages(uow, conversation_id=mine, drafts=turn(1))
+    assert (await get_conversation(uow, conversation_id=mine)).message_count == 4
+
+
+@pytest.mark.usefixtures("judge")
+@pytest.mark.parametrize("seconds", [0.05, 0.2, 0.29])
+async def test_a_write_that_is_cancelled_while_its_commit_fails(
+    store: ConversationStore, seconds: float
+) -> None:
+    """It is never told as stored."""
+    mine, _ = await started(store, "me")
+    uow = store.unit_of_work(user_id="me")
+    with pytest.raises((TimeoutError, StoreError)):
+        async with asyncio.timeout(seconds):
+            await append_messages(uow, conversation_id=mine, drafts=[draft("bad")])
+    assert uow.outcome in {Outcome.ROLLED_BACK, Outcome.UNKNOWN}
+    assert (await get_conversation(uow, conversation_id=mine)).message_count == 2
 
 
 async def test_units_of_several_things_cost_no_trip_more(wired: Wired, dsn: str) -> None:

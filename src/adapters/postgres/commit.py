@@ -13,7 +13,7 @@ from psycopg.pq import TransactionStatus
 
 from ...domain.errors import CommitOutcomeUnknown, StoreUnavailable
 from ...service_layer.outcome import Outcome
-from .connections import Connection, has_warned, is_idle
+from .connections import Connection, has_warned
 from .errors import translate
 from .statement import Cursor, Statement, succeeded
 from .waiting import GRACE
@@ -27,9 +27,7 @@ COMMIT_GRACE: Final = GRACE - CANCEL_GRACE
 def judge_interrupted(cursors: list[Cursor], connection: Connection) -> Outcome:
     """Return what became of a unit that was cancelled while it was sent; its last word tells."""
     if cursors and succeeded(cursors[-1]):
-        # Where nothing says COMMIT the transaction ends after the last answer.
-        is_told = len(cursors) == 1 or cursors[-1].statusmessage == "COMMIT" or is_idle(connection)
-        return Outcome.COMMITTED if is_told and not has_warned(connection) else Outcome.UNKNOWN
+        return Outcome.UNKNOWN if has_warned(connection) else Outcome.COMMITTED
     return Outcome.UNKNOWN if connection.closed else Outcome.ROLLED_BACK
 
 

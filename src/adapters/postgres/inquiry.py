@@ -182,7 +182,7 @@ class Inquiry:
                 return Outcome.UNKNOWN
             look = statement.look()
             read = Command(look.text, statement.bind(statement.ids))
-            rows = await fetch_among(connection, self.opening.script([read]), read)
+            rows = await fetch_among(connection, self.opening.reading(read), read)
             found = look.read(statement.ids, rows)
             results.append(found)
             is_stored = is_stored or (look.proves_stored and bool(found))

@@ -50,14 +50,22 @@ class Opening:
         return limit if self.row_security is None else [self.row_security.restoring(), *limit]
 
     def script(self, commands: Sequence[Command]) -> list[Command]:
-        """Return all that carries out commands as one transaction, in one round trip.
+        """Return all that carries out writes as one transaction, in one round trip.
 
-        Of a single command and its scope the server makes a transaction by itself, which ends with
-        what was sent together.
+        With anything beside a lone write COMMIT has an answer of its own: what fails in it, as a
+        deferred constraint may, fails like any other command.
         """
-        if len(commands) == 1 and self.limit is None:
-            return [*self.commands(), *commands]
+        if len(commands) == 1 and self.is_empty:
+            return list(commands)
         return [BEGIN, *self.commands(), *commands, COMMIT]
+
+    def reading(self, command: Command) -> list[Command]:
+        """Return all that carries out a lone read, in one round trip.
+
+        Of a read and its scope the server makes a transaction by itself, which ends with what was
+        sent together.
+        """
+        return [*self.commands(), command] if self.limit is None else self.script([command])
 
 
 NOTHING: Final = Opening()

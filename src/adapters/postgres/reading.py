@@ -98,7 +98,7 @@ class ReadingUnitOfWork(LimitedUnitOfWork):
             if self._opening.is_empty:
                 return await fetch_rows(connection, text, parameters)
             read = Command(text, parameters)
-            return await fetch_among(connection, self._opening.script([read]), read)
+            return await fetch_among(connection, self._opening.reading(read), read)
         finally:
             await self._connections.give_back(connection)
 

@@ -3,7 +3,8 @@
 | what the unit did | what is sent |
 |---|---|
 | one write | that statement alone, in autocommit: one round trip |
-| several writes | one pipeline of a literal BEGIN … COMMIT: one round trip |
+| several writes, or one | one pipeline of a literal BEGIN … COMMIT: one round trip |
+| with a timeout or row security | |
 | reads before any write | each alone, in autocommit |
 | anything between | the unit wraps conn.transaction(); each flush is one pipeline in it, |
 | | inner blocks as SAVEPOINT … RELEASE |
@@ -101,8 +102,7 @@ class PsycopgUnitOfWork(ReadingUnitOfWork):
         self._has_foreign_sql: bool
         """Whether the host may have sent SQL of its own in it."""
 
-    # Repositories are made when they are asked for: kept, each unit would be a cycle, which only
-    # the garbage collector ends.
+    # Repositories are made when they are asked for: kept, each would be a cycle with its unit.
 
     @property
     def conversations(self) -> PsycopgConversationRepository:
