@@ -21,8 +21,8 @@ class RemovingRepository(Repository, ABC):
     ) -> Pending[RemovedBatch]:
         """Register the removal of a conversation, or of the end of a long one.
 
-        One of at most 2,000 messages goes whole. A longer one accepts messages no more from now on
-        (it is archived where it did), loses its newest messages, and is told as `left`; where
+        One of at most 2,000 messages goes whole. A longer one is archived, whatever its status
+        was, loses its newest messages, and is told as `left`; where
         others changed it at the same moment it loses none yet. It is not touched, nor told, where
         it does not meet the condition once it is locked.
 

@@ -33,9 +33,9 @@ async def delete_conversation(
 ) -> ErasureReceipt:
     """Remove a conversation with all its messages; one that is gone already is success.
 
-    One of at most 2,000 messages goes in one transaction. A longer one is archived where it was
-    active, then loses its newest messages, 2,000 in a transaction, and goes with the last ones. So
-    what others read of it meanwhile has no gap. Interrupted it is gone on with by calling again.
+    One of at most 2,000 messages goes in one transaction. A longer one is archived and loses its
+    newest messages, 2,000 in a transaction, and goes with the last ones. So what others read of it
+    meanwhile has no gap. Interrupted it is gone on with by calling again.
     Inside an open block all of it belongs to that block's transaction.
 
     Args:
@@ -103,7 +103,7 @@ async def purge_conversations(
     In batches, as `erase_user` removes them. Whether a conversation is to go is judged again when
     it is locked: one that became active meanwhile stays. One that is longer than a batch goes
     whole once it was begun. Interrupted it is gone on with by calling again; what is left of a long
-    active conversation then is archived.
+    conversation is archived then, so a purge with another `status` goes by it.
 
     Args:
         uow: the unit of work.

@@ -20,6 +20,7 @@ from conversation_store import (
     ConversationStoreError,
     ErasureReceipt,
     InvalidConversation,
+    InvalidTransition,
     NewConversation,
     RemovalCondition,
     Status,
@@ -187,14 +188,30 @@ async def test_a_long_conversation_is_deleted_by_one_call(store: Any) -> None:
 
 
 @pytest.mark.usefixtures("small_batches")
-async def test_a_closed_conversation_stays_closed_while_it_is_trimmed(store: Any) -> None:
-    """It accepts no messages as it is."""
-    conversation = await start(store, "s", MOST_MESSAGES + 1)
-    await close_conversation(store.unit_of_work(), conversation_id=conversation)
+@pytest.mark.parametrize("status", list(Status))
+async def test_what_is_trimmed_is_archived(store: Any, status: Status) -> None:
+    """Whatever it was: a closed one could be reopened with its end missing."""
+    old = await import_old(store, "s", 2 * MOST_MESSAGES + 1, status=status.value)
+    for messages in (MOST_MESSAGES + 1, 1):
+        async with store.unit_of_work() as uow:
+            uow.conversations.remove_part(old)
+        found = await get_conversation(store.unit_of_work(), conversation_id=old)
+        assert (found.status, found.message_count) == (Status.ARCHIVED, messages)
+    with pytest.raises(InvalidTransition):
+        await reopen_conversation(store.unit_of_work(), conversation_id=old)
+
+
+@pytest.mark.usefixtures("small_batches")
+@pytest.mark.parametrize("status", [Status.ACTIVE, Status.CLOSED])
+async def test_a_purge_by_status_that_was_interrupted(store: Any, status: Status) -> None:
+    """It goes by what is left of a long conversation; one of what is archived takes it."""
+    old = await import_old(store, "s", 2 * MOST_MESSAGES + 1, status=status.value)
+    only = RemovalCondition(inactive_since=CUT, status=status)
     async with store.unit_of_work() as uow:
-        uow.conversations.remove_part(conversation)
-    found = await get_conversation(store.unit_of_work(), conversation_id=conversation)
-    assert (found.status, found.message_count) == (Status.CLOSED, 1)
+        uow.conversations.remove_part(old, only)
+    for again, gone in ((status, 0), (Status.ARCHIVED, 1)):
+        receipt = await purge_conversations(store.unit_of_work(), inactive_since=CUT, status=again)
+        assert receipt.conversations == gone
 
 
 @pytest.mark.usefixtures("small_batches")

@@ -33,7 +33,7 @@ async def remove_part(view: View, conversation_id: int, only: RemovalCondition) 
             else:
                 is_as_seen = stored.conversation.version == seen.conversation.version
                 rest = _rest(stored) if is_as_seen else count
-                if rest < count or stored.conversation.accepts_messages:
+                if rest < count or stored.conversation.status is not Status.ARCHIVED:
                     view.put(_without_end(stored, rest))
                 left.append(conversation_id)
                 trimmed += [(conversation_id, count - rest)] if rest < count else []
@@ -57,13 +57,13 @@ def _rest(stored: Stored) -> int:
 
 
 def _without_end(stored: Stored, rest: int) -> Stored:
-    """Return the next version, with so many messages; it accepts none."""
+    """Return the next version, with so many messages, archived."""
     before = stored.conversation
     after = evolve(
         before,
         message_count=rest,
         version=before.version + 1,
-        status=Status.ARCHIVED if before.accepts_messages else before.status,
+        status=Status.ARCHIVED,
     )
     requests = {
         request_id: request

@@ -15,7 +15,6 @@ from ...domain.removal import (
     RemovalCondition,
     RemovedBatch,
 )
-from .parameters import ACCEPTING
 from .rows import Row, utc
 from .statement import Look, Parameters, Statement
 from .texts import Texts
@@ -32,7 +31,6 @@ def removing_part(
     parameters = _condition(only)
     parameters |= {
         "conversation_id": Int8(conversation_id),
-        "accepting": ACCEPTING,
         "archived": Status.ARCHIVED.value,
     }
 

@@ -96,8 +96,9 @@ WITH looked_at AS MATERIALIZED (
 # The newest messages go, and what is left is counted, under the row lock. A statement that waited
 # for the lock does not see what was appended meanwhile: then it only sees to it that nothing more
 # comes, and the next one takes messages away. Two that wait for each other do not go on so for
-# ever: where nothing is taken away of what accepts nothing, nothing is changed. The turn of a
-# request goes whole: what is left of it would be the answer to that request.
+# ever: where nothing is taken away of what is archived, nothing is changed. The turn of a request
+# goes whole: what is left of it would be the answer to that request. Whatever its status was, it is
+# archived: closed it could be reopened, and its absence would tell who asks after a lost answer.
 REMOVE_PART: Final[LiteralString] = f"""
 WITH seen AS MATERIALIZED (
     SELECT version FROM {{conversations}} WHERE {IS_ADDRESSED}
@@ -120,10 +121,9 @@ WITH seen AS MATERIALIZED (
     WHERE m.conversation_id = long.id AND m.position > long.rest
 ), kept AS (
     UPDATE {{conversations}} AS c SET message_count = long.rest, version = c.version + 1,
-        status = CASE WHEN c.status = ANY(%(accepting)s::text[]) THEN %(archived)s
-            ELSE c.status END
+        status = %(archived)s
     FROM long WHERE c.id = long.id
-        AND (long.rest < long.message_count OR c.status = ANY(%(accepting)s::text[]))
+        AND (long.rest < long.message_count OR c.status <> %(archived)s)
 ), gone AS (
     DELETE FROM {{conversations}}
     WHERE id = (SELECT id FROM locked WHERE message_count <= %(most_messages)s)
