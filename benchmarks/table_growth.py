@@ -304,7 +304,7 @@ def main() -> None:
     sizes: tuple[tuple[int, int], ...] = SIZES
     size, rounds = STORAGE_SIZE, TIMED
     if given.quick:
-        sizes, size, rounds = QUICK_SIZES, QUICK_SIZES[0], 20
+        sizes, size, rounds = QUICK_SIZES, QUICK_SIZES[0], 5
     with server(given.dsn) as dsn:
         result = {
             "about": about(dsn, given.note),
