@@ -38,7 +38,8 @@ from conversation_store import (
     get_conversation,
     start_conversation,
 )
-from conversation_store.adapters.postgres.migrate import known_migrations
+from conversation_store.adapters.postgres import migrate as migrations
+from conversation_store.adapters.postgres.migrate import Migration, known_migrations
 
 Connection = psycopg.AsyncConnection[Any]
 
@@ -818,6 +819,53 @@ async def test_row_security_and_roles_in_the_hosts_transaction(
             assert await store.migrate(connection=conn, row_security=True) == ["row_security"]
             assert await value(conn, "SHOW lock_timeout") == "1234ms"
         assert await store.migrate(row_security=True) == []
+
+
+CHANGES_ROWS = "UPDATE {schema}.ai_messages SET content = 'changed'"
+LIFTED = "ALTER TABLE {schema}.ai_messages NO FORCE ROW LEVEL SECURITY"
+FORCED = "ALTER TABLE {schema}.ai_messages FORCE ROW LEVEL SECURITY"
+
+
+async def test_a_migration_that_changes_rows_under_row_security(
+    role: str, conn: Connection, roles: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forced, it hides all rows from the owner: refused, not done to none of them."""
+    await conn.execute(
+        sql.SQL("CREATE SCHEMA operational AUTHORIZATION {}").format(sql.Identifier(role_of(role)))
+    )
+    await migrate(role, row_security=True, **roles)
+    assert await works_as(role, MAINTENANCE)
+    known, number = known_migrations(), len(NAMES) + 1
+
+    def add(text: str) -> None:
+        later = [*known, Migration(number, f"{number:04}_later", text)]
+        monkeypatch.setattr(migrations, "known_migrations", lambda: later)
+
+    add(CHANGES_ROWS)
+    with pytest.raises(StoreMisconfigured) as caught:
+        await migrate(role)
+    assert caught.value.sqlstate == "42501"
+    add(f"{LIFTED}; {CHANGES_ROWS}; {FORCED}")
+    async with await psycopg.AsyncConnection.connect(role) as connection:
+        async with open_store(role) as store:
+            assert await store.migrate(connection=connection) == [f"{number:04}_later"]
+        assert await value(connection, "SELECT count(*) FROM operational.ai_messages") == 0
+    contents = "SELECT array_agg(DISTINCT content) FROM operational.ai_messages"
+    assert await value(conn, contents) == ["changed"]
+
+
+@pytest.mark.parametrize("setting", ["on", "off"])
+async def test_row_security_of_the_hosts_transaction_is_set_back(
+    database: str, conn: Connection, roles: dict[str, Any], setting: LiteralString
+) -> None:
+    """Whether migrating was done or refused."""
+    async with open_store(database) as store, conn.transaction():
+        await conn.execute(f"SET LOCAL row_security = {setting}")
+        await store.migrate(connection=conn, row_security=True, **roles)
+        assert await value(conn, "SHOW row_security") == setting
+        with pytest.raises(StoreMisconfigured):
+            await store.migrate(connection=conn, application_role="no such role")
+        assert await value(conn, "SHOW row_security") == setting
 
 
 # Files ------------------------------------------------------------------------------------------
