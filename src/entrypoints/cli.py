@@ -1,6 +1,6 @@
 """The commands of `conversation-store`.
 
-demo, migrate, doctor, import, export, show, list, erase, purge.
+demo, migrate, doctor, import, export, show, list, browse, erase, purge.
 """
 
 from __future__ import annotations
@@ -257,6 +257,31 @@ def list_command(
             )
 
     print_list(new_console(), run_async(read()))
+
+
+@commands.command("browse", short_help="Read a user's conversations on the whole terminal.")
+@click.argument("user_id")
+@_store_options
+def browse_command(user_id: str, dsn: str | None, schema: str) -> None:
+    """Read a user's conversations on the whole terminal, and search in them.
+
+    Needs the extra `browse`. Changes nothing.
+    """
+    try:
+        from .browse import Browser
+    except ModuleNotFoundError as error:
+        hint = "pip install 'conversation-store[browse]'"
+        raise CommandError(f"browse needs {error.name}: {hint}", BAD_INPUT) from error
+
+    async def browse() -> None:
+        async with _open_store(dsn, schema) as store:
+            await list_conversations(store.unit_of_work(), user_id=user_id, limit=1)  # or tell why
+            browser = Browser(store, user_id)
+            await browser.run_async()
+            if browser.error is not None:
+                raise browser.error
+
+    run_async(browse())
 
 
 @commands.command("erase", short_help="Remove all that a user has, for good.")

@@ -22,6 +22,7 @@ from store_fixtures import APPLICATION, MAINTENANCE, READER, as_role, create_rol
 
 from conversation_store import StoreTimeout, TransactionAborted
 from conversation_store.__main__ import main
+from conversation_store.entrypoints.browse import Browser
 from conversation_store.entrypoints.cli import run
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "dialogues.jsonl"
@@ -751,6 +752,31 @@ def test_doctor_says_no_password(store_command: Run, dsn: str) -> None:
     result = store_command("doctor", CONVERSATION_STORE_DSN=as_role(dsn, APPLICATION))
     assert result.returncode == 1
     assert b"secret" not in result.stdout + result.stderr
+
+
+def test_browse_reads_and_tells_what_ended_it(
+    migrated_here: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends as other commands do, whether a key ended it or a failure."""
+    users: list[str] = []
+
+    async def read(self: Browser) -> None:
+        users.append(self._user_id)
+        self.error = None if len(users) == 1 else StoreTimeout(reason="too slow")
+
+    monkeypatch.setattr(Browser, "run_async", read)
+    assert migrated_here("browse", "ada") == (0, "", "")
+    code, _, err = migrated_here("browse", "ada")
+    assert code == 3
+    assert "too slow" in one_line(err)
+    assert users == ["ada", "ada"]
+
+
+def test_browse_needs_tables(here: Any) -> None:
+    """What is wrong is said before the screen is taken."""
+    code, out, err = here("browse", "ada")
+    assert (code, out) == (2, "")
+    assert "conversation-store migrate" in one_line(err)
 
 
 # Completion ---------------------------------------------------------------------------------------

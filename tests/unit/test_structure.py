@@ -49,6 +49,10 @@ LAYERS = {
         | {"adapters.postgres.examination", "adapters.postgres.findings"},  # doctor needs no store
         {"attrs", "click", "rich"},
     ),
+    "entrypoints.browse": (
+        {"bootstrap", "domain", "entrypoints", "service_layer"},
+        {"rich", "textual"},
+    ),
     "entrypoints.pytest_plugin": (
         {"bootstrap", "adapters.postgres.embedded"},
         {"psycopg", "pytest", "pytest_asyncio"},
