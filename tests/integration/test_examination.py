@@ -129,7 +129,9 @@ def test_the_needs_are_what_is_granted(owner: psycopg.Connection[Any]) -> None:
     assert {Need(*row) for row in granted} == set(NEEDS)
 
 
-async def test_each_privilege_is_missed(look: Look, owner: psycopg.Connection[Any]) -> None:
+async def test_each_privilege_is_missed(
+    look: Look, dsn: str, owner: psycopg.Connection[Any]
+) -> None:
     """A role that lacks one is told which, and the command that is advised gives it."""
     kinds = {"ai_ids": "SEQUENCE ", "refuse": "FUNCTION ", "is_own": "FUNCTION "}
     for need in NEEDS:
@@ -142,7 +144,7 @@ async def test_each_privilege_is_missed(look: Look, owner: psycopg.Connection[An
         assert found.remedy is not None
         assert "migrate --schema" in found.remedy
         assert "--application-role" in found.remedy
-        async with ConversationStore.connect(owner.info.dsn, schema=SCHEMA, min_size=1) as store:
+        async with ConversationStore.connect(dsn, schema=SCHEMA, min_size=1) as store:
             await store.migrate(application_role=APPLICATION)
     assert (await look(APPLICATION))["privileges"].severity is Severity.OK
 
