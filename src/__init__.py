@@ -71,7 +71,9 @@ from .service_layer.messages import (
     get_message,
     latest_messages,
     messages_after,
+    pop_message,
     redact_message,
+    replace_messages,
 )
 from .service_layer.outcome import Outcome
 from .service_layer.removal import delete_conversation, erase_user, purge_conversations
@@ -151,9 +153,11 @@ __all__ = [
     "latest_messages",
     "list_conversations",
     "messages_after",
+    "pop_message",
     "purge_conversations",
     "redact_message",
     "reopen_conversation",
+    "replace_messages",
     "run_unit",
     "start_conversation",
     "storable_json",

@@ -161,12 +161,14 @@ ARGUMENTS: dict[str, Arguments] = {
     "latest_messages": _of_conversation,
     "list_conversations": lambda world: {"user_id": world.user_id},
     "messages_after": lambda world: _of_conversation(world) | {"position": 0},
+    "pop_message": _of_conversation,
     "purge_conversations": lambda world: {
         "inactive_since": datetime.now(UTC) + timedelta(days=1),
         "user_id": world.user_id,
     },
     "redact_message": lambda world: {"message_id": world.message_id},
     "reopen_conversation": _of_conversation,
+    "replace_messages": _append,
     "start_conversation": _start,
     "update_conversation": _update,
 }

@@ -28,9 +28,11 @@ from conversation_store import (
     latest_messages,
     list_conversations,
     messages_after,
+    pop_message,
     purge_conversations,
     redact_message,
     reopen_conversation,
+    replace_messages,
     start_conversation,
     update_conversation,
 )
@@ -110,6 +112,14 @@ SERVICE_FUNCTIONS: dict[str, Call] = {
     ),
     "redact_message": lambda w, uow: redact_message(uow, message_id=w.message),
     "redact_message, replay": lambda w, uow: redact_message(uow, message_id=w.message),
+    "pop_message": lambda w, uow: pop_message(uow, conversation_id=w.conversation),
+    "pop_message, replay": lambda w, uow: pop_message(uow, conversation_id=w.conversation),
+    "replace_messages": lambda w, uow: replace_messages(
+        uow, conversation_id=w.conversation, drafts=turn(1)
+    ),
+    "replace_messages, by nothing": lambda w, uow: replace_messages(
+        uow, conversation_id=w.conversation, drafts=[]
+    ),
     "get_message": lambda w, uow: get_message(uow, message_id=w.message),
     "latest_messages": lambda w, uow: latest_messages(uow, conversation_id=w.conversation),
     "messages_after": lambda w, uow: messages_after(

@@ -270,6 +270,38 @@ class MessageRepository(Repository, ABC):
         )
         return self._unit.register(self._append(turn))
 
+    def pop(
+        self, conversation_id: int, *, expected_version: int | None = None
+    ) -> Pending[Message | None]:
+        """Register that the newest message of a conversation is taken away again.
+
+        Gives that message; None, and nothing is changed, where the conversation has none. Errors,
+        the first that holds: ConversationNotFound, ConversationNotAcceptingMessages,
+        ConcurrentUpdate.
+        """
+        conversation_id = check_conversation_id(conversation_id)
+        version = _version(expected_version)
+        return self._unit.register(self._pop(conversation_id, version))
+
+    def replace(
+        self,
+        conversation_id: int,
+        drafts: Sequence[MessageDraft],
+        *,
+        expected_version: int | None = None,
+    ) -> Pending[list[Message]]:
+        """Register that these messages take the place of all that a conversation has.
+
+        However long it was, that is one statement. Errors, the first that holds:
+        ConversationNotFound, ConversationNotAcceptingMessages, ConcurrentUpdate.
+        """
+        turn = Turn(
+            conversation_id=check_conversation_id(conversation_id),
+            drafts=check_drafts(drafts, least=0),
+            expected_version=_version(expected_version),
+        )
+        return self._unit.register(self._replace(turn))
+
     def redact(self, message_id: int) -> Pending[Message]:
         """Register that a tombstone takes the place of what a message said.
 
@@ -311,6 +343,12 @@ class MessageRepository(Repository, ABC):
 
     @abstractmethod
     def _append(self, turn: Turn) -> Write[list[Message]]: ...
+
+    @abstractmethod
+    def _pop(self, conversation_id: int, expected_version: int | None) -> Write[Message | None]: ...
+
+    @abstractmethod
+    def _replace(self, turn: Turn) -> Write[list[Message]]: ...
 
     @abstractmethod
     def _redact(self, message_id: int) -> Write[Message]: ...

@@ -40,6 +40,73 @@ async def append_messages(
     return await appended
 
 
+async def pop_message(
+    uow: AsyncUnitOfWork, *, conversation_id: int, expected_version: int | None = None
+) -> Message | None:
+    """Take the newest message of a conversation away again, and return it.
+
+    The conversation's message_count falls by 1, its version grows by 1, its last_activity stays.
+    The next message that is appended gets the position that is free again: whoever read that
+    position before, and goes on from there, does not see it.
+
+    If the message is the only one of a turn that was stored with a request_id, that request is
+    forgotten: sent again, it is stored anew. If the turn has messages left, that request sent again
+    is a RequestConflict from now on: what is left of it is no answer.
+
+    Args:
+        uow: the unit of work.
+        conversation_id: which conversation; it must accept messages.
+        expected_version: refuse if the conversation is at another version.
+
+    Returns: the message that is gone; None, and nothing is changed, if there was none.
+
+    Raises, the first that holds: ConversationNotFound, ConversationNotAcceptingMessages,
+    ConcurrentUpdate. Without expected_version a lost answer is a CommitOutcomeUnknown: done again,
+    it could take a second message.
+
+    Round trips: 1; 2 where others appended at the same moment.
+    """
+    async with uow:
+        popped = uow.messages.pop(conversation_id, expected_version=expected_version)
+    return await popped
+
+
+async def replace_messages(
+    uow: AsyncUnitOfWork,
+    *,
+    conversation_id: int,
+    drafts: Sequence[MessageDraft],
+    expected_version: int | None = None,
+) -> list[Message]:
+    """Put messages in the place of all that a conversation has; no drafts clear it.
+
+    Either all of the old messages are there or all of the new ones, for everyone. The new ones have
+    new ids and the positions from 1 on. The conversation's version grows by 1; its last_activity
+    moves if something is said, and stays if it is cleared. Requests whose messages are gone are
+    forgotten: sent again, they are stored anew. Whoever reads on from a position begins again.
+
+    Args:
+        uow: the unit of work.
+        conversation_id: which conversation; it must accept messages.
+        drafts: the messages, 0..1000, oldest first.
+        expected_version: refuse if the conversation is at another version; so a history that was
+            read, changed and stored again loses nothing that others appended meanwhile.
+
+    Returns: the messages as they are stored.
+
+    Raises, the first that holds: InvalidMessage, ConversationNotFound,
+    ConversationNotAcceptingMessages, ConcurrentUpdate. Without drafts and without expected_version
+    a lost answer is a CommitOutcomeUnknown: done again, it could take what came since.
+
+    Round trips: 1; 2 where others appended at the same moment. However many messages go, they go
+    in one statement; a conversation that is to go as a whole goes in batches, by
+    delete_conversation.
+    """
+    async with uow:
+        replaced = uow.messages.replace(conversation_id, drafts, expected_version=expected_version)
+    return await replaced
+
+
 async def redact_message(uow: AsyncUnitOfWork, *, message_id: int) -> Message:
     """Take the words of a message for good; a tombstone keeps its place.
 
@@ -101,7 +168,7 @@ async def messages_after(
     """Read the messages that follow a position, oldest first; 0 reads from the beginning.
 
     Positions have no gaps and are given out in commit order, so whoever goes on from the last
-    position read misses nothing and reads nothing twice.
+    position read misses nothing and reads nothing twice, unless messages are popped or replaced.
 
     Args:
         uow: the unit of work.

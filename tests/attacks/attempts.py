@@ -338,6 +338,24 @@ for _state in (*STATES, SHARED):
     )
     if _state != "empty":
         attempt("redact_message messages.redact", _of, message_id=message(_state))
+    attempt("pop_message messages.pop", _of, conversation_id=_id)
+    attempt("replace_messages messages.replace", _of, conversation_id=_id, drafts=turn(9))
+    attempt(
+        "replace_messages messages.replace", f"{_of}, by nothing", conversation_id=_id, drafts=[]
+    )
+    attempt(
+        "pop_message messages.pop",
+        f"{_of}, at its version",
+        conversation_id=_id,
+        expected_version=version(_state),
+    )
+    attempt(
+        "replace_messages messages.replace",
+        f"{_of}, at its version",
+        conversation_id=_id,
+        drafts=turn(9),
+        expected_version=version(_state),
+    )
 
 # New conversations, and what concerns a whole user ------------------------------------------------
 

@@ -29,8 +29,10 @@ from conversation_store import (
     latest_messages,
     list_conversations,
     messages_after,
+    pop_message,
     redact_message,
     reopen_conversation,
+    replace_messages,
     start_conversation,
     update_conversation,
 )
@@ -64,6 +66,9 @@ ATTEMPTS: dict[str, Callable[[AsyncUnitOfWork, int], Awaitable[Any]]] = {
     "append at a version": lambda uow, i: append_messages(
         uow, conversation_id=i, drafts=turn(2), expected_version=9
     ),
+    "pop": lambda uow, i: pop_message(uow, conversation_id=i),
+    "replace": lambda uow, i: replace_messages(uow, conversation_id=i, drafts=turn(2)),
+    "clear": lambda uow, i: replace_messages(uow, conversation_id=i, drafts=[]),
     "latest": lambda uow, i: latest_messages(uow, conversation_id=i),
     "after": lambda uow, i: messages_after(uow, conversation_id=i, position=0),
     "update": lambda uow, i: update_conversation(uow, conversation_id=i, rescue_id="x"),

@@ -33,6 +33,7 @@ DEADLINE: Final = 0.2
 STATUS: Final = "SELECT status FROM {conversations} WHERE id = %s"
 MARK: Final = "SELECT metadata->>'mark' FROM {conversations} WHERE id = %s"
 CONTENT: Final = "SELECT content FROM {messages} WHERE id = %s"
+SAYING: Final = "SELECT count(*) FROM {messages} WHERE content = ANY(%s)"
 SESSIONS: Final = "SELECT count(*) FROM {conversations} WHERE user_id = %s"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from ledger import Change, Turn
+from ledger import Change, Told, Turn
 
 from conversation_store import (
     CommitOutcomeUnknown,
@@ -26,14 +26,16 @@ from conversation_store import (
     latest_messages,
     list_conversations,
     messages_after,
+    pop_message,
     purge_conversations,
     redact_message,
     reopen_conversation,
+    replace_messages,
     start_conversation,
     update_conversation,
 )
 
-from .case import CONTENT, MARK, SESSIONS, STATUS, Case, scenario
+from .case import CONTENT, MARK, SAYING, SESSIONS, STATUS, Case, scenario
 
 FUTURE = datetime(2100, 1, 1, tzinfo=UTC)
 
@@ -192,6 +194,62 @@ async def _redact(case: Case) -> None:
     change = Change(CONTENT, (message_id,), turn.contents[0], "[redacted]")
     async with case.played(changes=[change]) as uow:
         assert (await redact_message(uow, message_id=message_id)).is_redacted
+
+
+async def _to_be_taken(case: Case) -> tuple[int, Turn]:
+    """Start a conversation whose messages need not be there in the end."""
+    started = await case.started()
+    case.ledger.units[-1].told = Told.UNKNOWN
+    return started
+
+
+async def _to_be_popped(case: Case) -> tuple[int, Change]:
+    """Start a conversation with one message to be popped."""
+    conversation, _ = await case.started()
+    turn = case.ledger.turn(conversation, size=1)
+    with case.ledger.unit(turn) as unit:
+        await append_messages(
+            case.beside.unit_of_work(user_id=case.user_id),
+            conversation_id=conversation,
+            drafts=turn.drafts(),
+        )
+    unit.told = Told.UNKNOWN
+    return conversation, Change(SAYING, (list(turn.contents),), 1, 0)
+
+
+@scenario("pop_message", may_raise=(CommitOutcomeUnknown,))
+async def _pop(case: Case) -> None:
+    conversation, change = await _to_be_popped(case)
+    async with case.played(changes=[change]) as uow:
+        popped = await pop_message(uow, conversation_id=conversation)
+        assert popped is not None
+        assert (popped.position, [popped.content]) == (3, *change.parameters)
+
+
+@scenario("pop_message with an expected version", may_raise=(CommitOutcomeUnknown,))
+async def _pop_expecting(case: Case) -> None:
+    conversation, change = await _to_be_popped(case)
+    async with case.played(changes=[change]) as uow:
+        popped = await pop_message(uow, conversation_id=conversation, expected_version=2)
+        assert popped is not None
+        assert popped.position == 3
+
+
+@scenario("replace_messages")
+async def _replace(case: Case) -> None:
+    conversation, old = await _to_be_taken(case)
+    turn = case.ledger.turn(conversation)
+    change = Change(SAYING, (list(old.contents),), 2, 0)
+    async with case.played(turn, changes=[change]) as uow:
+        messages = await replace_messages(uow, conversation_id=conversation, drafts=turn.drafts())
+        turn.placed(messages)
+
+
+@scenario("replace_messages by nothing", may_raise=(CommitOutcomeUnknown,))
+async def _clear(case: Case) -> None:
+    conversation, old = await _to_be_taken(case)
+    async with case.played(changes=[Change(SAYING, (list(old.contents),), 2, 0)]) as uow:
+        assert await replace_messages(uow, conversation_id=conversation, drafts=[]) == []
 
 
 @scenario("delete_conversation")

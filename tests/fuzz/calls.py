@@ -59,6 +59,8 @@ SERVICES: Final[Mapping[str, Strategy]] = {
             {"status": of.statuses, "limit": of.limits, "after": of.cursors},
         ),
         ("redact_message", _MESSAGE, {}),
+        ("pop_message", _ONE, _EXPECTED),
+        ("replace_messages", {**_ONE, "drafts": of.openings}, _EXPECTED),
         ("get_message", _MESSAGE, {}),
         ("latest_messages", _ONE, {"limit": of.limits, "before": of.positions}),
         ("messages_after", {**_ONE, "position": of.positions}, {"limit": of.limits}),
@@ -104,6 +106,8 @@ METHODS: Final[Mapping[str, Strategy]] = {
             _EXPECTED,
         ),
         ("messages.redact", _MESSAGE, {}),
+        ("messages.pop", _ONE, _EXPECTED),
+        ("messages.replace", {**_ONE, "drafts": of.openings}, _EXPECTED),
         ("messages.get", _MESSAGE, {}),
         ("messages.latest", _ONE, {"limit": of.limits, "before": of.positions}),
         ("messages.after", {**_ONE, "position": of.positions, "limit": of.limits}, {}),
@@ -125,6 +129,7 @@ REGISTERED: Final = frozenset(
         *("conversations.add", "conversations.get_or_add", "conversations.update"),
         *("conversations.set_status", "conversations.remove", "conversations.remove_part"),
         *("conversations.remove_some", "messages.append", "messages.redact"),
+        *("messages.pop", "messages.replace"),
     }
 )
 """Writes that are registered and wait to be sent."""

@@ -49,9 +49,11 @@ from conversation_store import (
     latest_messages,
     list_conversations,
     messages_after,
+    pop_message,
     purge_conversations,
     redact_message,
     reopen_conversation,
+    replace_messages,
     run_unit,
     start_conversation,
     update_conversation,
@@ -285,6 +287,10 @@ CASES: Final[dict[str, Call]] = {
     "list_conversations": lambda uow, world: list_conversations(uow, user_id=world.user),
     "messages_after": lambda uow, world: messages_after(
         uow, conversation_id=world.chat, position=0
+    ),
+    "pop_message": lambda uow, world: pop_message(uow, conversation_id=world.chat),
+    "replace_messages": lambda uow, world: replace_messages(
+        uow, conversation_id=world.chat, drafts=turn(1)
     ),
     "redact_message": lambda uow, world: redact_message(uow, message_id=world.message),
     "purge_conversations": lambda uow, world: purge_conversations(

@@ -37,9 +37,11 @@ from conversation_store import (
     latest_messages,
     list_conversations,
     messages_after,
+    pop_message,
     purge_conversations,
     redact_message,
     reopen_conversation,
+    replace_messages,
     start_conversation,
     update_conversation,
 )
@@ -313,6 +315,31 @@ async def test_redact_message(
         await redact_message(uow, message_id=message_id)
 
     check(await explain(call, planning, user_id), rows=8, buffers=100)
+
+
+@plannings
+@scopes
+@pytest.mark.parametrize("conversation_id", [SHORT, LONG], ids=["short", "long"])
+async def test_pop_message(
+    explain: Explain, planning: Planning, user_id: str | None, conversation_id: int
+) -> None:
+    """Popping costs a few rows: the conversation, the message, the first one of its turn."""
+
+    async def call(uow: AsyncUnitOfWork) -> None:
+        await pop_message(uow, conversation_id=conversation_id)
+
+    check(await explain(call, planning, user_id), rows=8, buffers=140)
+
+
+@plannings
+@scopes
+async def test_replace_messages(explain: Explain, planning: Planning, user_id: str | None) -> None:
+    """Replacing costs the messages that go, and those that come."""
+
+    async def call(uow: AsyncUnitOfWork) -> None:
+        await replace_messages(uow, conversation_id=SHORT, drafts=turn(1))
+
+    check(await explain(call, planning, user_id), rows=300, buffers=2000)
 
 
 @plannings
@@ -706,6 +733,12 @@ SECURED: dict[str, tuple[Call, int, int]] = {
     ),
     "update": (lambda u: update_conversation(u, conversation_id=LONG, rescue_id="r"), 0, 60),
     "close": (lambda u: close_conversation(u, conversation_id=LONG), 0, 60),
+    "pop_message": (lambda u: pop_message(u, conversation_id=LONG), 4, 140),
+    "replace_messages": (
+        lambda u: replace_messages(u, conversation_id=SHORT, drafts=turn(1)),
+        100,
+        1000,
+    ),
     "redact_message": (lambda u: redact_message(u, message_id=1_050_000), 5, 80),
     "delete": (lambda u: delete_conversation(u, conversation_id=SHORT), 0, 60),
     "delete a long one": (lambda u: delete_conversation(u, conversation_id=LONG), 2010, 6000),

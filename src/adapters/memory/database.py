@@ -36,8 +36,9 @@ class Request:
 class Stored:
     """A conversation with its messages, as one layer has it.
 
-    `messages` and `requests` are shared by all versions of the conversation and only grow, until a
-    redaction begins new ones; a version sees as many messages as its message_count says.
+    `messages` and `requests` are shared by all versions of the conversation and only grow, until
+    something is taken away, which begins new ones; a version sees as many messages as its
+    message_count says.
     """
 
     conversation: Conversation
@@ -90,6 +91,20 @@ class Stored:
             if self.has(request.position, request.message_id)
         }
         return Stored(conversation, messages, requests)
+
+    def popped(self) -> Stored:
+        """Return the next version, without the newest message; what came before keeps it."""
+        before = self.conversation
+        last = before.message_count
+        requests = {
+            request_id: evolve(request, digest=REDACTED_DIGEST, count=last - request.position)
+            if request.position + request.count > last
+            else request
+            for request_id, request in self.requests.items()
+            if request.position < last and self.has(request.position, request.message_id)
+        }
+        after = evolve(before, message_count=last - 1, version=before.version + 1)
+        return Stored(after, self.messages[: last - 1], requests)
 
     def request(self, request_id: str) -> Request | None:
         """Return the turn that was stored with a request_id."""
@@ -152,8 +167,7 @@ class Database:
             if before is not None and stored is None:
                 self._forget(before)
             elif before is not None and stored is not None:
-                for message in before.messages[stored.conversation.message_count :]:
-                    self.message_places.pop(message.id, None)
+                self._forget_messages(before, stored)
             if stored is not None:
                 self.conversations[conversation_id] = stored
                 owner = stored.conversation.user_id
@@ -163,6 +177,13 @@ class Database:
                 self.sessions.pop(session, None)
             else:
                 self.sessions[session] = owner_id
+
+    def _forget_messages(self, before: Stored, after: Stored) -> None:
+        """Forget where messages were that a conversation has no more."""
+        if after.messages is not before.messages:
+            for message in before.messages:
+                if not after.has(message.position, message.id):
+                    self.message_places.pop(message.id, None)
 
     def _forget(self, stored: Stored) -> None:
         conversation = stored.conversation
@@ -270,7 +291,8 @@ class View:
         """Change a conversation, or add one; its lock is held."""
         conversation = stored.conversation
         before = self.find(conversation.id)
-        known = 0 if before is None else before.conversation.message_count
+        is_grown = before is not None and before.messages is stored.messages
+        known = before.conversation.message_count if before is not None and is_grown else 0
         for message in stored.messages[known:]:
             self.database.message_places[message.id] = (conversation.id, message.position)
         self.layers[-1].conversations[conversation.id] = stored

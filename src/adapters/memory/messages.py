@@ -14,13 +14,14 @@ from ...domain.errors import (
     ConversationStoreError,
     MessageNotFound,
     RequestConflict,
+    TransactionAborted,
 )
 from ...domain.message import Message, Turn
 from ...domain.repository import MessageRepository
 from ...domain.unit import Unit
 from .change import Change
 from .database import Request, Stored, View
-from .verdicts import Verdict, is_seen, lock_and_judge, stale
+from .verdicts import NO_CHANGE, Verdict, is_seen, lock_and_judge, stale
 
 
 class InMemoryMessageRepository(MessageRepository):
@@ -32,11 +33,7 @@ class InMemoryMessageRepository(MessageRepository):
 
     def _append(self, turn: Turn) -> Change[list[Message]]:
         def verdict(conversation: Conversation) -> ConversationStoreError | None:
-            if not conversation.accepts_messages:
-                return ConversationNotAcceptingMessages(
-                    conversation_id=conversation.id, status=conversation.status.value
-                )
-            return stale(conversation, turn.expected_version)
+            return _refusal(conversation, turn.expected_version)
 
         async def apply(ids: Sequence[int]) -> list[Message]:
             if turn.request_id is not None:
@@ -99,6 +96,61 @@ class InMemoryMessageRepository(MessageRepository):
         self._view.put(after)
         return after.shown_messages(before.message_count)
 
+    def _pop(self, conversation_id: int, expected_version: int | None) -> Change[Message | None]:
+        def verdict(conversation: Conversation) -> object | None:
+            refusal = _refusal(conversation, expected_version)
+            return refusal or (None if conversation.message_count else NO_CHANGE)
+
+        async def apply(_: Sequence[int]) -> Message | None:
+            found = self._view.find(conversation_id)
+            stored, is_to_change = await lock_and_judge(
+                self._view, self._unit.user_id, conversation_id, verdict
+            )
+            if not is_to_change:
+                return None
+            self._check_seen(found, stored, stored.conversation.message_count)
+            [popped] = stored.shown_messages(stored.conversation.message_count - 1)
+            self._view.put(stored.popped())
+            return popped
+
+        return Change(apply)
+
+    def _replace(self, turn: Turn) -> Change[list[Message]]:
+        async def apply(ids: Sequence[int]) -> list[Message]:
+            found = self._view.find(turn.conversation_id)
+            stored, _ = await lock_and_judge(
+                self._view,
+                self._unit.user_id,
+                turn.conversation_id,
+                lambda conversation: _refusal(conversation, turn.expected_version),
+            )
+            for position in range(1, stored.conversation.message_count + 1):
+                self._check_seen(found, stored, position)
+            before = stored.conversation
+            time = before.last_activity
+            if turn.drafts:
+                time = max(time, self._view.database.clock())
+            after = evolve(
+                before,
+                message_count=len(turn.drafts),
+                version=before.version + 1,
+                last_activity=time,
+            )
+            empty = Stored(evolve(before, message_count=0), [], {})
+            replaced = empty.with_messages(after, turn.drafts, ids, [time] * len(turn.drafts))
+            self._view.put(replaced)
+            return replaced.shown_messages()
+
+        return Change(apply, ids_needed=len(turn.drafts))
+
+    @staticmethod
+    def _check_seen(found: Stored | None, stored: Stored, position: int) -> None:
+        """Refuse, as the SQL does, to take a message that came while the lock was waited for."""
+        if found is None or not found.has(position, stored.messages[position - 1].id):
+            raise TransactionAborted(
+                reason="the conversation changed while the statement ran", sqlstate="CS001"
+            )
+
     def _redact(self, message_id: int) -> Change[Message]:
         async def apply(_: Sequence[int]) -> Message:
             found = self._seen_message(message_id)
@@ -137,3 +189,14 @@ class InMemoryMessageRepository(MessageRepository):
         if stored is None or not is_seen(self._unit.user_id, stored.conversation):
             raise ConversationNotFound(conversation_id=conversation_id)
         return stored
+
+
+def _refusal(
+    conversation: Conversation, expected_version: int | None
+) -> ConversationStoreError | None:
+    """Return the error if what is said in a conversation must not be changed."""
+    if not conversation.accepts_messages:
+        return ConversationNotAcceptingMessages(
+            conversation_id=conversation.id, status=conversation.status.value
+        )
+    return stale(conversation, expected_version)

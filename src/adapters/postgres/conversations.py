@@ -91,9 +91,15 @@ class PsycopgConversationRepository(ConversationRepository):
             ids: Sequence[int], rows: list[Row]
         ) -> list[tuple[Conversation, list[Message]]] | None:
             # Another conversation of the session may have come after it was removed. Of one that
-            # was redacted only its id says that it is the same.
-            is_same = rows and (rows[0][-1] == new.digest.hex() or rows[0][0] == ids[0])
-            return [read(ids, rows)] if is_same else None
+            # was redacted, or lost its end, only its ids say what is the same.
+            is_own = bool(rows) and rows[0][0] == ids[0]
+            if not rows or not (is_own or rows[0][-1] == new.digest.hex()):
+                return None
+            found = rows[0][CONVERSATION_COLUMNS] or ""
+            there = [int(its_id) for its_id in found.split(",") if its_id]
+            stored = [its_id for its_id in there if not is_own or its_id in ids]
+            conversation = to_conversations(rows)[0]
+            return [(conversation, _first_messages(new, conversation, stored))]
 
         def look() -> Look[tuple[Conversation, list[Message]]]:
             return Look(self._texts.look_for_start_request, look_at, proves_absent=True)
@@ -254,7 +260,10 @@ class PsycopgConversationRepository(ConversationRepository):
 def _first_messages(
     new: NewConversation, conversation: Conversation, ids: Iterable[int]
 ) -> list[Message]:
-    """Return the messages that a conversation was started with; all are as old as it."""
+    """Return the messages that a conversation was started with, as far as they are there.
+
+    All are as old as it.
+    """
     return [
         draft.stored(
             message_id=message_id,
@@ -262,7 +271,7 @@ def _first_messages(
             position=position,
             timestamp=conversation.start_time,
         )
-        for position, (draft, message_id) in enumerate(zip(new.drafts, ids, strict=True), 1)
+        for position, (draft, message_id) in enumerate(zip(new.drafts, ids, strict=False), 1)
     ]
 
 

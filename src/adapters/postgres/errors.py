@@ -41,6 +41,8 @@ NOT_PERMITTED: Final = "42501"
 ID_KEYS: Final = ("ai_conversations_pkey", "ai_messages_id_key")
 """What breaks when an id is given twice."""
 
+_ID_TAKEN: Final = "id_taken"
+_TAKEN: Final = "an id was given twice: was the sequence ai_ids set back?"
 _CONTESTED: Final = "the conversation changed while the statement ran"
 
 REFUSALS: Final[Mapping[str, Callable[[Mapping[str, Any]], ConversationStoreError]]] = {
@@ -81,18 +83,19 @@ REFUSALS: Final[Mapping[str, Callable[[Mapping[str, Any]], ConversationStoreErro
         sqlstate=REFUSED,
     ),
     "contested": lambda _: TransactionAborted(reason=_CONTESTED, sqlstate=REFUSED),
+    _ID_TAKEN: lambda _: TransactionAborted(reason=_TAKEN, sqlstate=UNIQUE),
 }
 """What a refusal of that kind, with that detail, means."""
 
 CONSTRAINTS: Final[Mapping[str, str]] = {
-    "ai_conversations_pkey": "an id was given twice: was the sequence ai_ids set back?",
+    "ai_conversations_pkey": _TAKEN,
     SESSION_KEY: "the user already has a conversation of that session",
     "ai_conversations_status_check": "no such status",
     "ai_conversations_count_check": "message_count must not be negative",
     "ai_conversations_version_check": "version starts at 1",
     "ai_conversations_time_check": "last_activity must not lie before start_time",
     "ai_messages_pkey": "the position is taken: was ai_messages written to by others?",
-    "ai_messages_id_key": "an id was given twice: was the sequence ai_ids set back?",
+    "ai_messages_id_key": _TAKEN,
     "ai_messages_conversation_fkey": "the conversation does not exist",
     "ai_messages_role_check": "no such role",
     "ai_messages_position_check": "positions start at 1",
@@ -170,7 +173,10 @@ def is_id_taken(error: psycopg.Error) -> bool:
 
     As after a failover to a standby that lagged behind, or a restored backup. Other ids will do.
     """
-    return error.sqlstate == UNIQUE and error.diag.constraint_name in ID_KEYS
+    name = error.diag.constraint_name
+    return (error.sqlstate == REFUSED and name == _ID_TAKEN) or (
+        error.sqlstate == UNIQUE and name in ID_KEYS
+    )
 
 
 def translate(error: psycopg.Error) -> ConversationStoreError:

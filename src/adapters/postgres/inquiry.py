@@ -77,10 +77,12 @@ class Inquiry:
         looks = [statement.look() for statement in self.statements if statement.look is not None]
         if len(looks) < len(self.statements):
             return False  # an erasure takes along what came since, an import is a COPY
-        removed = [s.conversation_id for s in self.statements if s.is_removal]
-        for statement, look in zip(self.statements, looks, strict=True):
+        removed: set[int | None] = set()
+        for statement, look in zip(reversed(self.statements), reversed(looks), strict=True):
             if look.proves_stored and statement.home not in removed:
                 return True  # the ids that it inserts keep all the rest from being done twice
+            if statement.is_removal:
+                removed.add(statement.conversation_id)
         return self.keep and all(statement.is_repeatable for statement in self.statements)
 
     async def run(self, retry: Retry, lost: CommitOutcomeUnknown) -> ConversationStoreError | None:

@@ -55,18 +55,6 @@ class PsycopgMessageRepository(MessageRepository):
             parameters["ids"] = array(ids)
             return parameters
 
-        def read(ids: Sequence[int], rows: list[Row]) -> list[Message]:
-            base, time = rows[0][0], utc(rows[0][1])
-            return [
-                draft.stored(
-                    message_id=message_id,
-                    conversation_id=turn.conversation_id,
-                    position=base + ordinal,
-                    timestamp=time,
-                )
-                for ordinal, (draft, message_id) in enumerate(zip(turn.drafts, ids, strict=True), 1)
-            ]
-
         def read_request(_: Sequence[int], rows: list[Row]) -> list[Message]:
             return [
                 draft.stored(
@@ -75,24 +63,20 @@ class PsycopgMessageRepository(MessageRepository):
                     position=position,
                     timestamp=utc(time),
                 )
-                for draft, (position, message_id, time) in zip(turn.drafts, rows, strict=True)
+                # Of a turn that is looked for the end may be gone since.
+                for draft, (position, message_id, time) in zip(turn.drafts, rows, strict=False)
             ]
-
-        def read_turn(ids: Sequence[int], rows: list[Row]) -> list[list[Message]]:
-            base, time = rows[0][2] - 1, rows[0][5]
-            stored = to_messages(rows)
-            return [stored] if are_stored(stored, read(ids, [(base, time)])) else []
 
         def look() -> Look[list[Message]]:
             if turn.request_id is None:
-                text = self._texts.look_for_turn
-                return Look(text, _looking(read_turn), proves_stored=True, proves_absent=True)
+                return self._look_for_turn(read)
             return Look(
                 self._texts.look_for_request,
                 _looking(lambda ids, rows: [read_request(ids, rows)]),
                 proves_absent=True,
             )
 
+        read = _reading(turn)
         if turn.request_id is not None:
             parameters |= {"request_id": turn.request_id, "digest": bytes_text(turn.digest)}
         return Statement(
@@ -108,6 +92,77 @@ class PsycopgMessageRepository(MessageRepository):
             # A version is expected at one moment: who expects it has to come at that moment.
             read_placed=read if turn.expected_version is None else None,
         )
+
+    def _pop(self, conversation_id: int, expected_version: int | None) -> Statement[Message | None]:
+        parameters: dict[str, object] = {
+            "conversation_id": Int8(conversation_id),
+            "user_id": self._unit.user_id,
+            "expected_version": integer_text(expected_version),
+            "accepting": ACCEPTING,
+            "digest": bytes_text(REDACTED_DIGEST),
+        }
+
+        def read(_: Sequence[int], rows: list[Row]) -> Message | None:
+            return None if rows[0][0] is None else to_messages(rows)[0]
+
+        return Statement(
+            self._texts.pop,
+            lambda _: parameters,
+            read,
+            conversation_id=conversation_id,
+            is_removal=True,
+            # Done twice, it would take two messages; a version prevents that.
+            is_repeatable=expected_version is not None,
+            # What it took is gone, and nothing tells what that was.
+            look=lambda: Look(self._texts.get, lambda _, rows: [] if rows else None),
+        )
+
+    def _replace(self, turn: Turn) -> Statement[list[Message]]:
+        drafts = drafts_text(turn.drafts)
+        parameters: dict[str, object] = {
+            "conversation_id": Int8(turn.conversation_id),
+            "user_id": self._unit.user_id,
+            "expected_version": integer_text(turn.expected_version),
+            "accepting": ACCEPTING,
+            "count": Int8(len(turn.drafts)),
+            "drafts": drafts,
+        }
+
+        def bind(ids: Sequence[int]) -> Parameters:
+            parameters["ids"] = array(ids)
+            return parameters
+
+        def look() -> Look[list[Message]]:
+            if turn.drafts:
+                return self._look_for_turn(read)
+            return Look(self._texts.get, lambda _, rows: [] if rows else None)
+
+        read = _reading(turn)
+        return Statement(
+            self._texts.replace,
+            bind,
+            read,
+            ids_needed=len(turn.drafts),
+            is_short=len(drafts) < SHORT,
+            conversation_id=turn.conversation_id,
+            is_removal=True,
+            # Without messages of its own it would take along what came since.
+            is_repeatable=turn.expected_version is not None,
+            look=look,
+        )
+
+    def _look_for_turn(
+        self, read: Callable[[Sequence[int], list[Row]], list[Message]]
+    ) -> Look[list[Message]]:
+        """Return how to see a turn of which only the ids tell that it was stored."""
+
+        def read_turn(ids: Sequence[int], rows: list[Row]) -> list[list[Message]]:
+            base, time = rows[0][2] - 1, rows[0][5]
+            stored = to_messages(rows)
+            return [stored] if are_stored(stored, read(ids, [(base, time)])) else []
+
+        text = self._texts.look_for_turn
+        return Look(text, _looking(read_turn), proves_stored=True, proves_absent=True)
 
     def _redact(self, message_id: int) -> Statement[Message]:
         parameters: dict[str, object] = {
@@ -160,6 +215,24 @@ class PsycopgMessageRepository(MessageRepository):
         if rows[0][0] is None:
             return []
         return to_messages(rows)
+
+
+def _reading(turn: Turn) -> Callable[[Sequence[int], list[Row]], list[Message]]:
+    """Return what reads where a turn was placed: behind which position, and when."""
+
+    def read(ids: Sequence[int], rows: list[Row]) -> list[Message]:
+        base, time = rows[0][0], utc(rows[0][1])
+        return [
+            draft.stored(
+                message_id=message_id,
+                conversation_id=turn.conversation_id,
+                position=base + ordinal,
+                timestamp=time,
+            )
+            for ordinal, (draft, message_id) in enumerate(zip(turn.drafts, ids, strict=True), 1)
+        ]
+
+    return read
 
 
 def _looking(

@@ -31,16 +31,16 @@ IS_SEEING: Final[LiteralString] = """(SELECT CASE
         THEN {refuse}('row_security_unscoped', json_build_object('role', current_user))
         ELSE true END)"""
 
-_IS_EXPECTED: Final[LiteralString] = (
+IS_EXPECTED: Final[LiteralString] = (
     "(%(expected_version)s::bigint IS NULL OR version = %(expected_version)s::bigint)"
 )
 
-_DRAFTS: Final[LiteralString] = """ROWS FROM (json_to_recordset(%(drafts)s::json) AS (
+DRAFTS: Final[LiteralString] = """ROWS FROM (json_to_recordset(%(drafts)s::json) AS (
         role text, content text, intent_type text, slots jsonb, metadata jsonb
     ), unnest(%(ids)s::bigint[])) WITH ORDINALITY
     AS d (role, content, intent_type, slots, metadata, id, ordinal)"""
 
-_REFUSAL_DETAIL: Final[LiteralString] = """json_build_object(
+REFUSAL_DETAIL: Final[LiteralString] = """json_build_object(
         'conversation_id', %(conversation_id)s::bigint, 'status', now.status,
         'version', now.version, 'expected_version', %(expected_version)s::bigint"""
 
@@ -62,7 +62,7 @@ WITH new AS (
         intent_type, slots, metadata)
     SELECT new.id, d.ordinal, d.id, d.role, d.content, new.start_time,
         d.intent_type, d.slots, d.metadata
-    FROM new, {_DRAFTS}
+    FROM new, {DRAFTS}
 )
 SELECT new.start_time AT TIME ZONE 'UTC'
 FROM (VALUES (1)) AS one LEFT JOIN new ON true
@@ -88,7 +88,7 @@ WITH found AS MATERIALIZED (
         intent_type, slots, metadata)
     SELECT new.id, d.ordinal, d.id, d.role, d.content, new.start_time,
         d.intent_type, d.slots, d.metadata
-    FROM new, {_DRAFTS}
+    FROM new, {DRAFTS}
     WHERE new.id = %(id)s
 )
 SELECT {CONVERSATION} FROM found UNION ALL SELECT {CONVERSATION} FROM new
@@ -120,7 +120,7 @@ WITH found AS MATERIALIZED (
     SELECT new.id, d.ordinal, d.id, d.role, d.content, new.start_time,
         d.intent_type, d.slots, d.metadata, %(request_id)s,
         CASE WHEN d.ordinal = 1 THEN %(digest)s::bytea END
-    FROM new, {_DRAFTS}
+    FROM new, {DRAFTS}
 ), one AS (
     SELECT *, false AS is_new FROM found UNION ALL SELECT *, true FROM new
 ), there AS MATERIALIZED (
@@ -161,14 +161,14 @@ WITH done AS (
     UPDATE {{conversations}}
     SET message_count = message_count + %(count)s, version = version + 1,
         last_activity = greatest(last_activity, clock_timestamp())
-    WHERE {IS_ADDRESSED} AND status = ANY(%(accepting)s::text[]) AND {_IS_EXPECTED}
+    WHERE {IS_ADDRESSED} AND status = ANY(%(accepting)s::text[]) AND {IS_EXPECTED}
     RETURNING id, message_count - %(count)s AS base, last_activity
 ), added AS (
     INSERT INTO {{messages}} (conversation_id, position, id, role, content, timestamp,
         intent_type, slots, metadata)
     SELECT done.id, done.base + d.ordinal, d.id, d.role, d.content, done.last_activity,
         d.intent_type, d.slots, d.metadata
-    FROM done, {_DRAFTS}
+    FROM done, {DRAFTS}
 ), now AS MATERIALIZED (
     SELECT status, version FROM {{conversations}}
     WHERE {IS_ADDRESSED} AND NOT EXISTS (SELECT FROM done) FOR UPDATE
@@ -178,8 +178,8 @@ FROM (VALUES (1)) AS one LEFT JOIN done ON true LEFT JOIN now ON true
 WHERE CASE WHEN done.id IS NOT NULL THEN true ELSE {{refuse}}(
     CASE WHEN now.version IS NULL THEN 'conversation_not_found'
         WHEN NOT now.status = ANY(%(accepting)s::text[]) THEN 'not_accepting'
-        WHEN NOT {_IS_EXPECTED} THEN 'stale' ELSE 'contested' END,
-    {_REFUSAL_DETAIL})) END
+        WHEN NOT {IS_EXPECTED} THEN 'stale' ELSE 'contested' END,
+    {REFUSAL_DETAIL})) END
 """
 
 # Many turns at once, and only those that are beyond doubt: rows that others have locked are passed
@@ -239,7 +239,7 @@ WITH now AS MATERIALIZED (
     UPDATE {{conversations}}
     SET message_count = message_count + %(count)s, version = version + 1,
         last_activity = greatest(last_activity, clock_timestamp())
-    WHERE {IS_ADDRESSED} AND status = ANY(%(accepting)s::text[]) AND {_IS_EXPECTED}
+    WHERE {IS_ADDRESSED} AND status = ANY(%(accepting)s::text[]) AND {IS_EXPECTED}
         AND NOT EXISTS (SELECT FROM prior)
     RETURNING id, message_count - %(count)s AS base, last_activity
 ), added AS (
@@ -248,7 +248,7 @@ WITH now AS MATERIALIZED (
     SELECT done.id, done.base + d.ordinal, d.id, d.role, d.content, done.last_activity,
         d.intent_type, d.slots, d.metadata, %(request_id)s,
         CASE WHEN d.ordinal = 1 THEN %(digest)s::bytea END
-    FROM done, {_DRAFTS}
+    FROM done, {DRAFTS}
     RETURNING position, id, timestamp
 )
 SELECT position, id, timestamp AT TIME ZONE 'UTC' FROM added
@@ -264,8 +264,8 @@ WHERE CASE WHEN done.id IS NOT NULL OR prior.is_same THEN false
         CASE WHEN now.version IS NULL THEN 'conversation_not_found'
             WHEN prior.position IS NOT NULL THEN 'request_conflict'
             WHEN NOT now.status = ANY(%(accepting)s::text[]) THEN 'not_accepting'
-            WHEN NOT {_IS_EXPECTED} THEN 'stale' ELSE 'contested' END,
-        {_REFUSAL_DETAIL}, 'request_id', %(request_id)s::text, 'position', prior.position)) END
+            WHEN NOT {IS_EXPECTED} THEN 'stale' ELSE 'contested' END,
+        {REFUSAL_DETAIL}, 'request_id', %(request_id)s::text, 'position', prior.position)) END
 ORDER BY 1
 """
 
@@ -309,7 +309,7 @@ WHERE CASE WHEN said.id IS NOT NULL THEN true ELSE {refuse}('message_not_found',
 SET_STATUS: Final[LiteralString] = f"""
 WITH done AS (
     UPDATE {{conversations}} SET status = %(target)s, version = version + 1
-    WHERE {IS_ADDRESSED} AND status = ANY(%(sources)s::text[]) AND {_IS_EXPECTED}
+    WHERE {IS_ADDRESSED} AND status = ANY(%(sources)s::text[]) AND {IS_EXPECTED}
     RETURNING *
 ), now AS MATERIALIZED (
     SELECT * FROM {{conversations}}
@@ -319,12 +319,12 @@ WITH done AS (
 )
 SELECT {CONVERSATION} FROM (VALUES (1)) AS v LEFT JOIN one AS now ON true
 WHERE CASE WHEN now.status = %(target)s
-        AND ({_IS_EXPECTED} OR EXISTS (SELECT FROM done)) THEN true ELSE {{refuse}}(
+        AND ({IS_EXPECTED} OR EXISTS (SELECT FROM done)) THEN true ELSE {{refuse}}(
     CASE WHEN now.id IS NULL THEN 'conversation_not_found'
         WHEN NOT now.status = ANY(%(sources)s::text[] || %(target)s::text)
             THEN 'invalid_transition'
-        WHEN NOT {_IS_EXPECTED} THEN 'stale' ELSE 'contested' END,
-    {_REFUSAL_DETAIL}, 'target', %(target)s::text)) END
+        WHEN NOT {IS_EXPECTED} THEN 'stale' ELSE 'contested' END,
+    {REFUSAL_DETAIL}, 'target', %(target)s::text)) END
 """
 
 UPDATE: Final[LiteralString] = f"""
@@ -334,7 +334,7 @@ WITH done AS (
         intent_type =
             CASE WHEN %(set_intent_type)s::boolean THEN %(intent_type)s ELSE intent_type END,
         metadata = CASE WHEN %(set_metadata)s::boolean THEN %(metadata)s::jsonb ELSE metadata END
-    WHERE {IS_ADDRESSED} AND {_IS_EXPECTED}
+    WHERE {IS_ADDRESSED} AND {IS_EXPECTED}
     RETURNING *
 ), now AS MATERIALIZED (
     SELECT status, version FROM {{conversations}}
@@ -343,8 +343,8 @@ WITH done AS (
 SELECT {CONVERSATION} FROM (VALUES (1)) AS one LEFT JOIN done ON true
 WHERE CASE WHEN done.id IS NOT NULL THEN true ELSE (SELECT {{refuse}}(
     CASE WHEN now.version IS NULL THEN 'conversation_not_found'
-        WHEN NOT {_IS_EXPECTED} THEN 'stale' ELSE 'contested' END,
-    {_REFUSAL_DETAIL})) FROM (VALUES (1)) AS v LEFT JOIN now ON true) END
+        WHEN NOT {IS_EXPECTED} THEN 'stale' ELSE 'contested' END,
+    {REFUSAL_DETAIL})) FROM (VALUES (1)) AS v LEFT JOIN now ON true) END
 """
 
 REMOVE: Final[LiteralString] = f"""

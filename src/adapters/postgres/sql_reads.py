@@ -108,10 +108,11 @@ FROM {_LOCKED} LEFT JOIN {{messages}} AS m
 WHERE {_TELLS} ORDER BY m.position
 """
 
-# Of a turn that was redacted only its ids say that it is the same.
+# Of a turn that was redacted, or lost its end, only its ids say what is the same.
 LOOK_FOR_REQUEST: Final[LiteralString] = f"""
 WITH prior AS MATERIALIZED (
-    SELECT c.id, m.position, m.position + %(count)s AS beyond
+    SELECT c.id, m.position, m.position + %(count)s AS beyond,
+        substr(m.request_digest, 1, length(%(digest)s::bytea)) = %(digest)s::bytea AS is_same
     FROM {_LOCKED} LEFT JOIN {{messages}} AS m ON m.conversation_id = c.id
         AND m.request_id = %(request_id)s AND m.request_digest IS NOT NULL
         AND (substr(m.request_digest, 1, length(%(digest)s::bytea)) = %(digest)s::bytea
@@ -121,5 +122,6 @@ WITH prior AS MATERIALIZED (
 SELECT m.position, m.id, m.timestamp AT TIME ZONE 'UTC'
 FROM prior LEFT JOIN {{messages}} AS m ON m.conversation_id = prior.id
     AND m.position >= prior.position AND m.position < prior.beyond
+    AND (prior.is_same OR m.id = ANY(%(ids)s::bigint[]))
 ORDER BY m.position
 """

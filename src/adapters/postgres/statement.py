@@ -66,7 +66,7 @@ class Statement(Write[T]):
     """Its request, if it has one: then it can meet itself, sent by another, and is sent again."""
 
     is_removal: bool = False
-    """Whether it removes the conversation it is about, with all that the unit did in it."""
+    """Whether it may take away what the unit did before in the conversation it is about."""
     is_repeatable: bool = False
     """Whether it may be sent again where its answer was lost, if need be after others' changes."""
     look: Callable[[], Look[T]] | None = None

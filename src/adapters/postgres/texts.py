@@ -7,7 +7,7 @@ from typing import Final
 
 from psycopg.sql import Identifier, Literal
 
-from . import row_security, sql, sql_reads, sql_removal
+from . import row_security, sql, sql_history, sql_reads, sql_removal
 
 _PLACE: Final = re.compile(r"\{(\w+)\}")
 
@@ -47,6 +47,8 @@ class Texts:
         self.look_for_turn = compose(sql_reads.LOOK_FOR_TURN)
         self.look_for_request = compose(sql_reads.LOOK_FOR_REQUEST)
         self.redact = compose(sql.REDACT)
+        self.pop = compose(sql_history.POP)
+        self.replace = compose(sql_history.REPLACE)
         self.set_status = compose(sql.SET_STATUS)
         self.update = compose(sql.UPDATE)
         self.remove = compose(sql.REMOVE)
