@@ -105,7 +105,7 @@ def find_removable(view: View, only: RemovalCondition, after: str | None) -> Rem
     now = view.database.clock()
     meant, horizon = _look(view, only, after)
     return RemovedBatch(
-        removed=[(conversation.id, conversation.message_count) for conversation in meant],
+        removed=sorted((conversation.id, conversation.message_count) for conversation in meant),
         next_place=horizon,
         started_at=now,
         finished_at=now,
