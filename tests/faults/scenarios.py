@@ -198,9 +198,10 @@ async def _redact(case: Case) -> None:
 
 async def _to_be_taken(case: Case) -> tuple[int, Turn]:
     """Start a conversation whose messages need not be there in the end."""
-    started = await case.started()
-    case.ledger.units[-1].told = Told.UNKNOWN
-    return started
+    conversation, turn = await case.started()
+    [unit] = [unit for unit in case.ledger.units if turn in unit.turns]
+    unit.told = Told.UNKNOWN
+    return conversation, turn
 
 
 async def _to_be_popped(case: Case) -> tuple[int, Change]:
