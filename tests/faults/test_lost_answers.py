@@ -52,9 +52,11 @@ from conversation_store import (
     latest_messages,
     list_conversations,
     messages_after,
+    pop_message,
     purge_conversations,
     redact_message,
     reopen_conversation,
+    replace_messages,
     start_conversation,
     update_conversation,
 )
@@ -171,6 +173,10 @@ WRITES: dict[str, Callable[[AsyncUnitOfWork, int], Awaitable[Any]]] = {
         uow, conversation_id=chat, drafts=turn(1), request_id="r"
     ),
     "append, at a version": lambda uow, chat: append_messages(
+        uow, conversation_id=chat, drafts=turn(1), expected_version=1
+    ),
+    "replace": lambda uow, chat: replace_messages(uow, conversation_id=chat, drafts=turn(1)),
+    "replace, at a version": lambda uow, chat: replace_messages(
         uow, conversation_id=chat, drafts=turn(1), expected_version=1
     ),
     "start": lambda uow, _: start_conversation(
@@ -1084,3 +1090,169 @@ async def test_anothers_request_that_was_redacted_since(lossy: Lossy, between: A
     assert uow.outcome is Outcome.ROLLED_BACK
     await lossy.proxy.deliver()
     assert await lossy.stored() == ["[redacted]", "[redacted]"]
+
+
+# Taking back ------------------------------------------------------------------------------------
+
+
+async def clear(lossy: Lossy, **values: Any) -> list[Message]:
+    """Clear the conversation behind the proxy."""
+    return await replace_messages(lossy.uow(), conversation_id=lossy.chat, drafts=[], **values)
+
+
+async def pop(lossy: Lossy, **values: Any) -> Message | None:
+    """Pop a message behind the proxy."""
+    return await pop_message(lossy.uow(), conversation_id=lossy.chat, **values)
+
+
+@pytest.mark.parametrize("take", [pop, clear])
+async def test_what_only_takes_is_not_repeated(lossy: Lossy, take: Any) -> None:
+    """Done again it would take what another has said since: the caller is told that, at once."""
+    await lossy.append(turn(1))
+    lossy.proxy.lose()
+    with pytest.raises(CommitOutcomeUnknown) as caught:
+        await take(lossy)
+    assert caught.value.conversation_ids == (lossy.chat,)
+    assert caught.value.tried == ()
+    assert await lossy.stored() == ["question 1"] * (take is pop)
+
+
+@pytest.mark.parametrize("take", [pop, clear])
+async def test_what_takes_at_a_version_is_done_once(lossy: Lossy, take: Any) -> None:
+    """The version moves once: sent again it is done, or refused, and then it stays unknown."""
+    await lossy.append(turn(1))
+    lossy.proxy.keep()
+    await take(lossy, expected_version=2)
+    await lossy.append(turn(2))
+    before = await lossy.stored()
+    await lossy.proxy.deliver()
+    assert await lossy.stored() == before
+    lossy.proxy.lose()
+    with pytest.raises(CommitOutcomeUnknown) as caught:
+        await take(lossy, expected_version=4)
+    assert isinstance(caught.value.__cause__, ConcurrentUpdate)
+    assert await lossy.stored() == (before[:-1] if take is pop else [])
+
+
+async def test_a_replacement_takes_nothing_that_came_since(lossy: Lossy, between: Any) -> None:
+    """It meets its own ids, and does not clear them out of the way."""
+
+    async def another() -> None:
+        await append_messages(
+            lossy.direct.unit_of_work(), conversation_id=lossy.chat, drafts=turn(2)
+        )
+
+    between(another)
+    await lossy.append(turn(0))
+    lossy.proxy.lose()
+    uow = lossy.uow()
+    replaced = await WRITES["replace"](uow, lossy.chat)
+    assert [message.content for message in replaced] == ["question 1", "answer 1"]
+    assert uow.outcome is Outcome.COMMITTED
+    assert await lossy.stored() == ["question 1", "answer 1", "question 2", "answer 2"]
+
+
+@pytest.mark.parametrize("is_stored", [True, False])
+async def test_a_replacement_of_what_was_closed_since(
+    lossy: Lossy, between: Any, is_stored: bool
+) -> None:
+    """Refused when it is sent again, it is looked for."""
+    between(lossy.close)
+    (lossy.proxy.lose if is_stored else lossy.proxy.keep)()
+    uow = lossy.uow()
+    try:
+        await WRITES["replace"](uow, lossy.chat)
+        assert is_stored
+    except ConversationNotAcceptingMessages:
+        assert not is_stored
+        await lossy.proxy.deliver()
+    assert uow.outcome is (Outcome.COMMITTED if is_stored else Outcome.ROLLED_BACK)
+    assert await lossy.stored() == ["question 1", "answer 1"] * is_stored
+
+
+async def append_and_pop(uow: AsyncUnitOfWork, chat: int, other: int) -> None:
+    """Append here and pop there."""
+    await uow.messages.append(chat, turn(2))
+    await uow.messages.pop(other)
+
+
+async def append_and_pop_it(uow: AsyncUnitOfWork, chat: int, other: int) -> None:
+    """Append, and take away again what was appended; what else the unit does is stored."""
+    await uow.messages.append(chat, turn(2)[:1])
+    await uow.messages.pop(chat)
+    await uow.conversations.set_status(other, Status.CLOSED)
+
+
+async def pop_and_replace(uow: AsyncUnitOfWork, chat: int, other: int) -> None:
+    """Pop, then store what proves it."""
+    await uow.messages.pop(other)
+    await uow.messages.append(chat, turn(0))
+    await uow.messages.replace(chat, turn(2))
+
+
+@pytest.mark.parametrize(
+    ("work", "outcome"),
+    [
+        (append_and_pop, Outcome.COMMITTED),
+        (append_and_pop_it, Outcome.UNKNOWN),
+        (pop_and_replace, Outcome.COMMITTED),
+    ],
+)
+@pytest.mark.parametrize("is_one_flush", [False, True])
+async def test_a_unit_that_takes_and_stores(
+    lossy: Lossy, work: Any, outcome: Outcome, is_one_flush: bool
+) -> None:
+    """What it stored proves the rest, but what it took away again; a lone flush told no result."""
+    other, _ = await start_conversation(
+        lossy.uow(), user_id="u", session_id="other", drafts=turn(1)
+    )
+    await lossy.append(turn(1))
+    uow = lossy.uow()
+    with suppress(CommitOutcomeUnknown):
+        async with uow:
+            if is_one_flush:
+                lossy.proxy.lose()
+                uow.messages.append(lossy.chat, turn(2))
+                uow.messages.pop(other.id)
+            else:
+                await work(uow, lossy.chat, other.id)
+                lossy.proxy.lose()
+    assert uow.outcome is (Outcome.UNKNOWN if is_one_flush else outcome)
+    found = await get_conversation(lossy.direct.unit_of_work(), conversation_id=other.id)
+    assert found.message_count == (2 if work is append_and_pop_it and not is_one_flush else 1)
+
+
+POPPED_SINCE = [
+    "append",
+    "append, with a request",
+    "replace",
+    "start",
+    "start, with a request",
+    "get or start, with a request",
+]
+
+
+@pytest.mark.parametrize("name", POPPED_SINCE)
+async def test_what_lost_its_end_since(lossy: Lossy, between: Any, name: str) -> None:
+    """What is left of a turn proves it; a request is a conflict now, and is told as unknown."""
+
+    async def pop_and_append() -> None:
+        uow = lossy.direct.unit_of_work()
+        session_id = "new" if "start" in name else "s"
+        found = await find_conversation(uow, user_id="u", session_id=session_id)
+        assert found is not None
+        await pop_message(uow, conversation_id=found.id)
+        await append_messages(uow, conversation_id=found.id, drafts=turn(2))
+
+    between(pop_and_append)
+    lossy.proxy.lose()
+    uow = lossy.uow()
+    if "request" in name:
+        with pytest.raises(CommitOutcomeUnknown) as caught:
+            await WRITES[name](uow, lossy.chat)
+        assert isinstance(caught.value.__cause__, RequestConflict)
+    else:
+        await WRITES[name](uow, lossy.chat)
+        assert uow.outcome is Outcome.COMMITTED
+    said = [text for one in await state(lossy) for _, text, _, _ in one[-1]]
+    assert said == ["question 1", "question 2", "answer 2"]
