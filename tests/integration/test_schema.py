@@ -25,7 +25,7 @@ from conversation_store import (
     get_conversation,
     start_conversation,
 )
-from conversation_store.adapters.postgres import row_security, sql_reads, sql_removal
+from conversation_store.adapters.postgres import row_security, sql_history, sql_reads, sql_removal
 from conversation_store.adapters.postgres import sql as sql_writes
 from conversation_store.adapters.postgres.errors import (
     CONSTRAINTS,
@@ -41,10 +41,13 @@ Connection = psycopg.AsyncConnection[Any]
 
 SCHEMA = "the_schema"
 GLOSSARY = Path(__file__).resolve().parents[2] / "docs" / "glossary.md"
-PARTS = {"CONVERSATION", "MESSAGE", "IS_ADDRESSED", "IS_SCOPED", "IS_MEANT", "IS_SEEING", "LOGGED"}
+PARTS = {
+    *("CONVERSATION", "MESSAGE", "LOGGED", "DRAFTS", "REFUSAL_DETAIL"),
+    *("IS_ADDRESSED", "IS_SCOPED", "IS_EXPECTED", "IS_MEANT", "IS_SEEING"),
+}
 TEMPLATES = {
     name: text
-    for module in (sql_writes, sql_reads, sql_removal, row_security)
+    for module in (sql_writes, sql_history, sql_reads, sql_removal, row_security)
     for name, text in vars(module).items()
     if name.isupper()
     and not name.startswith("_")
