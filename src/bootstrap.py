@@ -228,7 +228,8 @@ class ConversationStore:
         Safe when many processes do it at once. Each migration is one transaction, and so are row
         security and the roles together. A role that is named is given what its work needs, each
         time, and no more: what else it had on the schema and on what is the store's is taken away,
-        and so is what everybody had on the latter. See docs/how-to/run-migrations.md.
+        and so is what everybody had on the latter, and CREATE on the schema. See
+        docs/how-to/run-migrations.md.
 
         Args:
             id_block: how many ids a process draws at a time, 1..1000000; counts when the

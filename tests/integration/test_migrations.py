@@ -606,6 +606,7 @@ async def test_roles_are_granted_to_again(
         "GRANT ALL ON SEQUENCE operational.ai_ids TO PUBLIC, {}",
         "GRANT ALL ON ALL TABLES IN SCHEMA operational TO PUBLIC, {}",
         "GRANT ALL ON ALL FUNCTIONS IN SCHEMA operational TO PUBLIC",
+        "GRANT CREATE ON SCHEMA operational TO PUBLIC",
     ):
         await conn.execute(sql.SQL(text).format(quoted))
     assert await privileges(conn) != granted

@@ -30,6 +30,8 @@ REVOKE ALL ON SEQUENCE {schema}.ai_ids FROM {role} CASCADE;
 REVOKE ALL ON FUNCTION {schema}.refuse(text, json), {schema}.is_own(bigint)
     FROM {role} CASCADE"""
 
+_TAKE_CREATE: Final = "REVOKE CREATE ON SCHEMA {schema} FROM PUBLIC"
+
 _ENTER: Final = """REVOKE ALL ON SCHEMA {schema} FROM {role} CASCADE;
 GRANT USAGE ON SCHEMA {schema} TO {role}"""
 
@@ -100,7 +102,7 @@ def grants(schema: str, roles: Roles) -> list[str]:
     """Return the statements that give the roles what they need, and take the rest."""
     if not roles:
         return []
-    texts = [fill(_TAKE, schema=quoted(schema), role="PUBLIC")]
+    texts = [fill(part, schema=quoted(schema), role="PUBLIC") for part in (_TAKE, _TAKE_CREATE)]
     for keyword, name in roles.items():
         parts = (_TAKE, _ENTER, _GRANTS[keyword])
         texts += [fill(part, schema=quoted(schema), role=quoted(name)) for part in parts]
