@@ -48,11 +48,12 @@ class ErasureReceipt:
     finished_at: datetime
     """When the last batch was done, by the server's clock, in UTC."""
     digest: str
-    """Which conversations went, and how long they were, as 64 hexadecimal digits.
+    """A check sum of which conversations went, and how long they were: 64 hexadecimal digits.
 
     The sum, modulo 2**256, over all conversations, of the SHA-256 of the id in decimal digits,
     times the number of its messages that went, plus one where the conversation itself is gone.
-    Whoever listed ids and message_counts before can compute it; the order does not matter.
+    Whoever listed ids and message_counts before can compute it again; the order does not matter.
+    It compares, and is no signature.
     """
 
     def __add__(self, other: ErasureReceipt) -> ErasureReceipt:
