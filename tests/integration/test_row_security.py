@@ -60,6 +60,8 @@ SCHEMA = "row security"
 ALWAYS = datetime(2100, 1, 1, tzinfo=UTC)
 """When all has been inactive for long."""
 STORED = {
+    "replace": 2,
+    "replace, at a version": 2,
     "start, silent": 2,
     "get or start, there": 2,
     "get or start, with a request, there": 2,
