@@ -12,7 +12,7 @@ import pickle
 import sys
 import traceback
 import warnings
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -181,15 +181,14 @@ def service_functions() -> dict[str, Any]:
     return {
         name: function
         for name, function in found.items()
-        if (inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function))
-        and "uow" in inspect.signature(function).parameters
+        if inspect.isfunction(function) and "uow" in inspect.signature(function).parameters
     }
 
 
 async def call(name: str, uow: Any, values: dict[str, Any]) -> Any:
     """Call a service function; a stream is read to its end."""
     work = service_functions()[name](uow, **values)
-    if inspect.isasyncgen(work):
+    if isinstance(work, AsyncGenerator):
         return [record async for record in work]
     return await work
 

@@ -8,6 +8,7 @@ from collections.abc import (
     AsyncIterable,
     AsyncIterator,
     Callable,
+    Coroutine,
     Iterable,
     Sequence,
 )
@@ -21,6 +22,7 @@ from ..domain.json_object import weigh
 from ..domain.receipt import ImportReceipt
 from ..domain.record import ConversationRecord, check_record
 from ..domain.repository import OnDuplicate
+from .uninterrupted import begin_uninterrupted
 from .unit_of_work import AsyncUnitOfWork
 
 BATCH_CONVERSATIONS: Final = 1_000
@@ -204,7 +206,7 @@ async def _each(records: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[An
             yield record
 
 
-async def export_conversations(
+def export_conversations(
     uow: AsyncUnitOfWork, *, user_id: str | None = None
 ) -> AsyncGenerator[ConversationRecord]:
     """Read conversations with all their messages as records, ordered by user_id and session_id.
@@ -216,7 +218,8 @@ async def export_conversations(
     Where the unit has a transaction open, inside a block that wrote or in a host's transaction, it
     is read in that and sees what the unit wrote; it can be read until that block is left. Else it
     holds a connection and a transaction of its own until its end or `aclose()`, and the unit is
-    free for other work meanwhile.
+    free for other work meanwhile. Whoever may stop early uses `contextlib.aclosing`; an export that
+    nothing refers to any more is ended, too, but not waited for.
 
     Args:
         uow: the unit of work.
@@ -227,8 +230,47 @@ async def export_conversations(
 
     Round trips: 1 for every 1,000 messages, and 2 for its begin and end.
     """
+    return _Export(_exported(uow, user_id))
+
+
+async def _exported(
+    uow: AsyncUnitOfWork, user_id: str | None
+) -> AsyncGenerator[ConversationRecord]:
     async with uow:
         records = await uow.conversations.export(user_id)
     async with aclosing(records):
         async for record in records:
             yield record
+
+
+class _Export(AsyncGenerator[ConversationRecord]):
+    """The records of an export, whose end begins in the moment in which they are abandoned.
+
+    The event loop closes an abandoned generator some turns later. By then whoever lent a connection
+    for it may have begun something else on that.
+    """
+
+    def __init__(self, records: AsyncGenerator[ConversationRecord]) -> None:
+        self._records = records
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def __anext__(self) -> Coroutine[Any, Any, ConversationRecord]:
+        self._loop = asyncio.get_running_loop()
+        return self._records.__anext__()
+
+    def asend(self, value: None) -> Coroutine[Any, Any, ConversationRecord]:
+        return self._records.asend(value)
+
+    def athrow(self, *error: Any) -> Coroutine[Any, Any, ConversationRecord]:
+        return self._records.athrow(*error)
+
+    def aclose(self) -> Coroutine[Any, Any, None]:
+        return self._records.aclose()
+
+    def __del__(self) -> None:
+        try:
+            is_here = self._loop is asyncio.get_running_loop()
+        except RuntimeError:
+            return  # the event loop is over, or the garbage is collected by another thread
+        if is_here:
+            begin_uninterrupted(self._records.aclose())

@@ -7,7 +7,7 @@ the target; everything else is a plain value.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Final
@@ -58,7 +58,9 @@ class Attempt:
         }
         if "." not in self.function:
             answer = getattr(conversation_store, self.function)(uow, **values)
-            return [one async for one in answer] if inspect.isasyncgen(answer) else await answer
+            if isinstance(answer, AsyncGenerator):
+                return [one async for one in answer]
+            return await answer
         async with uow:
             method = uow
             for name in self.function.split("."):

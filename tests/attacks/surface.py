@@ -17,8 +17,7 @@ def service_functions(package: Any = conversation_store) -> dict[str, Callable[.
     return {
         name: function
         for name in names
-        if inspect.iscoroutinefunction(function := getattr(package, name))
-        or inspect.isasyncgenfunction(function)
+        if inspect.isfunction(function := getattr(package, name))
         if next(iter(inspect.signature(function).parameters), "") == "uow"
     }
 

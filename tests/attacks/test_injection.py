@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -96,7 +96,7 @@ async def inject(scene: Scene, name: str, parameter: str, text: str) -> Any:
     given = values(scene, function, next(_numbers)) | {parameter: text}
     try:
         answer = function(scene.store.unit_of_work(), **given)
-        if inspect.isasyncgen(answer):
+        if isinstance(answer, AsyncGenerator):
             return [one async for one in answer]
         return await answer
     except ConversationStoreError as error:

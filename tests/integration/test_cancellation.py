@@ -315,8 +315,8 @@ def test_every_service_function_has_a_case() -> None:
     functions = {
         name
         for name in conversation_store.__all__
-        if inspect.iscoroutinefunction(getattr(conversation_store, name))
-        or inspect.isasyncgenfunction(getattr(conversation_store, name))
+        if inspect.iscoroutinefunction(function := getattr(conversation_store, name))
+        or (inspect.isfunction(function) and "uow" in inspect.signature(function).parameters)
     }
     assert set(CASES) == functions
 

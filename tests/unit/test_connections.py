@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from conversation_store.adapters.postgres.connections import begin_uninterrupted
+from conversation_store.service_layer.uninterrupted import begin_uninterrupted
 
 
 async def run(work: Coroutine[Any, Any, None]) -> None:

@@ -1,4 +1,4 @@
-"""Where connections come from: a pool of ours, a pool of the host's, or one connection lent by it.
+"""Where connections come from: a pool of ours, or of the host's; or one that it lent, see lent.py.
 
 What the host lent is given back as it was and never closed, except when it is broken.
 """
@@ -8,9 +8,8 @@ from __future__ import annotations
 import asyncio
 import select
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Coroutine, Generator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any, Final, TypeAlias, TypeVar
 
 import psycopg
@@ -24,6 +23,7 @@ from ...domain.errors import (
     StoreUnavailable,
     UnitOfWorkMisuse,
 )
+from ...service_layer.uninterrupted import begin_uninterrupted
 from .encryption import EncryptionWatch
 from .errors import MISUSE, READ_ONLY, translate
 from .waiting import in_time
@@ -45,14 +45,15 @@ _WARNED: Final = "_conversation_store_warned"
 _DOUBTED: Final = "_conversation_store_doubted"
 """The attribute of a connection whose driver may believe in statements that were never prepared."""
 
-_Manner: TypeAlias = tuple[bool, IsolationLevel | None]
+Manner: TypeAlias = tuple[bool, IsolationLevel | None]
+"""The autocommit and isolation level of a connection."""
 
 
 class Connections(ABC):
     """Gives connections that are idle, in autocommit, at READ COMMITTED, and takes them back."""
 
     def __init__(self) -> None:
-        self._manners: dict[int, _Manner] = {}
+        self._manners: dict[int, Manner] = {}
 
     @abstractmethod
     def refuse(self, connection: Connection) -> None:
@@ -94,6 +95,21 @@ class Connections(ABC):
         finally:
             await self._put(connection)
 
+    def note_reading(self, connection: Connection, cursor: bytes) -> None:  # noqa: B027 - it is alone
+        """Note that the transaction that is begun now is that of a cursor."""
+
+    async def end_reading(self, connection: Connection, cursor: bytes) -> None:  # noqa: ARG002
+        """End the transaction of a cursor, and take its connection back. Errors: the driver's.
+
+        Not rolled back: that would cost the connection its prepared statements.
+        """
+        try:
+            await asyncio.sleep(0)  # what follows
+            if connection.pgconn.transaction_status == TransactionStatus.INTRANS:
+                await in_time(connection.commit())
+        finally:
+            await self.give_back(connection)
+
     @asynccontextmanager
     async def borrowed(self) -> AsyncGenerator[Connection]:
         """Lend a connection for a block, where its own cost does not matter."""
@@ -127,7 +143,7 @@ async def clean(connection: Connection) -> None:
     if connection.closed:
         return
     try:
-        if connection.__dict__.pop(_DOUBTED, False) and is_idle(connection):
+        if forget_doubt(connection) and is_idle(connection):
             await in_time(_begin_and_roll_back(connection))
         elif is_usable(connection):
             await in_time(connection.rollback())
@@ -148,6 +164,11 @@ async def _begin_and_roll_back(connection: Connection) -> None:
 def doubt(connection: Connection) -> None:
     """Have `clean` make the driver forget what it believes to be prepared on a connection."""
     connection.__dict__[_DOUBTED] = True
+
+
+def forget_doubt(connection: Connection) -> bool:
+    """Return whether a connection was in doubt, which who asks puts right."""
+    return bool(connection.__dict__.pop(_DOUBTED, False))
 
 
 def has_warned(connection: Connection) -> bool:
@@ -294,78 +315,3 @@ class PooledConnections(Connections):
         task = begin_uninterrupted(self.pool.putconn(connection))
         if task is not None:
             await asyncio.shield(task)
-
-
-def begin_uninterrupted(work: Coroutine[Any, Any, T]) -> asyncio.Future[T] | None:
-    """Run a coroutine; if it has to wait, return the task that goes on with it.
-
-    For what must not be interrupted half done. Mostly such work need not wait for anything, and
-    then it costs no task; cancelling who waits for the task does not end it.
-    """
-    try:
-        waits_for = work.send(None)
-    except StopIteration:
-        return None
-    task = asyncio.ensure_future(_Rest(work, waits_for))
-    _unfinished.add(task)
-    task.add_done_callback(_unfinished.discard)
-    return task
-
-
-_unfinished: set[asyncio.Future[Any]] = set()
-"""What `begin_uninterrupted` started; the event loop itself keeps no strong reference."""
-
-
-class _Rest(Awaitable[T]):
-    """The rest of a coroutine that was begun, from what it waits for on."""
-
-    def __init__(self, work: Coroutine[Any, Any, T], waits_for: Any) -> None:
-        self._work = work
-        self._waits_for = waits_for
-
-    def __await__(self) -> Generator[Any, Any, T]:
-        waits_for = self._waits_for
-        while True:
-            try:
-                answer = yield waits_for
-            except BaseException as error:  # noqa: BLE001 - it is the coroutine's to handle
-                step = partial(self._work.throw, error)
-            else:
-                step = partial(self._work.send, answer)
-            try:
-                waits_for = step()
-            except StopIteration as end:
-                result: T = end.value
-                return result
-
-
-class LentConnection(Connections):
-    """One connection of the host's, which the host itself uses before and after."""
-
-    def __init__(self, connection: Connection) -> None:
-        super().__init__()
-        self.connection = connection
-
-    def check(self) -> bool:
-        """Return whether it is inside a transaction; raise UnitOfWorkMisuse if it is unusable."""
-        status = self.connection.pgconn.transaction_status
-        if self.connection.closed:
-            raise UnitOfWorkMisuse(reason="the connection that was lent is closed")
-        if self.connection.pgconn.pipeline_status != PipelineStatus.OFF:
-            raise UnitOfWorkMisuse(reason="the connection that was lent is in pipeline mode")
-        if status not in (TransactionStatus.IDLE, TransactionStatus.INTRANS):
-            reason = "the connection that was lent is busy or in a failed transaction"
-            raise UnitOfWorkMisuse(reason=reason)
-        return status == TransactionStatus.INTRANS
-
-    def refuse(self, connection: Connection) -> None:
-        """Do nothing: it is the host's, and the only one."""
-
-    async def _take(self) -> Connection:
-        if self.check():
-            reason = "a transaction was begun on the lent connection while the unit was open"
-            raise UnitOfWorkMisuse(reason=reason)
-        return self.connection
-
-    async def _put(self, connection: Connection) -> None:
-        pass

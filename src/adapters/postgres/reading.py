@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Coroutine
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import psycopg
 from attrs import evolve
@@ -18,8 +18,9 @@ from ...domain.errors import (
 from ...domain.scope import Scope
 from ...service_layer.limited import LimitedUnitOfWork
 from ...service_layer.retry import Retry, try_again
-from .connections import Connection, Connections, LentConnection, check_usable
+from .connections import Connection, Connections, check_usable
 from .errors import meaning_of
+from .lent import LentConnection
 from .opening import Opening
 from .rows import Row
 from .statement import BEGIN, Command, Parameters, fetch_among, fetch_rows
@@ -45,6 +46,12 @@ class ReadingUnitOfWork(LimitedUnitOfWork):
         self._opening = opening
         self._connection: Connection | None = None
         """Held while a transaction of the unit is open."""
+
+    async def __aenter__(self) -> Self:
+        """Open a block; see AsyncUnitOfWork."""
+        if not self._blocks and isinstance(self._connections, LentConnection):
+            await self._connections.settle()
+        return await super().__aenter__()
 
     def _prepare(self) -> None:
         super()._prepare()

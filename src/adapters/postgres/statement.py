@@ -14,7 +14,8 @@ from psycopg.pq import ExecStatus
 from psycopg.rows import tuple_row
 
 from ...domain.unit import Write
-from .connections import Connection, begin_uninterrupted, cut, doubt, is_idle
+from ...service_layer.uninterrupted import begin_uninterrupted
+from .connections import Connection, cut, doubt, is_idle
 from .errors import NotEncodableError, translate
 from .quiet import REFUSED
 from .rows import Row

@@ -15,10 +15,11 @@ from ...domain.errors import StoreMisconfigured, StoreUnavailable
 from ...domain.scope import Scope
 from ...service_layer.retry import Retry
 from .connection_string import UNREADABLE, check_connection_string
-from .connections import Connection, LentConnection, Pool, PooledConnections
+from .connections import Connection, Pool, PooledConnections
 from .errors import translate
 from .group_commit import GroupCommit
 from .ids import DRAWING, IdSource, draw_blocks
+from .lent import LentConnection
 from .migrate import Wanted, check_schema, migrate
 from .quiet import quieten
 from .statement import fetch_rows

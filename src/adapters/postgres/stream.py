@@ -13,7 +13,6 @@ from typing import Final, Protocol
 
 import psycopg
 from attrs import define, field
-from psycopg.pq import TransactionStatus
 
 from ...service_layer.limited import TimeLimit
 from .connections import Connection, Connections, check_usable
@@ -21,15 +20,13 @@ from .errors import translate
 from .opening import NOTHING, Opening
 from .rows import Row
 from .statement import (
-    COMMIT,
     Command,
     CommandFailedError,
     Parameters,
     execute_together,
     fetch_among,
-    new_cursor,
 )
-from .waiting import in_time, interruptible, is_cancelled
+from .waiting import interruptible, is_cancelled
 
 CHUNK: Final = 1_000
 """Rows that are fetched at a time."""
@@ -103,6 +100,7 @@ class StreamAlone:
     ) -> StreamAlone:
         """Borrow a connection and begin to read, in a transaction that is begun by `before`."""
         stream = cls(connections, ServerCursor(await connections.borrow()))
+        connections.note_reading(stream.cursor.connection, stream.cursor.name)
         try:
             await stream.cursor.open(text, parameters, *before)
         except BaseException:
@@ -123,15 +121,10 @@ class StreamAlone:
         self.is_closed = True
         connection = self.cursor.connection
         try:
-            # Not rolled back: that would cost the connection its prepared statements, and the
-            # host, where it lent the connection, what it wrote on it meanwhile.
-            if connection.pgconn.transaction_status == TransactionStatus.INTRANS:
-                await in_time(new_cursor(connection).execute(COMMIT.text))
+            await self.connections.end_reading(connection, self.cursor.name)
         except psycopg.Error as error:
             if not is_cancelled():
                 raise translate(error) from error
-        finally:
-            await self.connections.give_back(connection)
 
 
 @define(eq=False)

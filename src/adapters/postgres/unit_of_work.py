@@ -46,7 +46,6 @@ from .commit import await_commit, begin_commit, is_lost, judge_interrupted, outc
 from .connections import (
     Connection,
     Connections,
-    LentConnection,
     check_transaction,
     check_usable,
     cut,
@@ -58,6 +57,7 @@ from .errors import READ_ONLY, UNIQUE, caused, is_contested, is_id_taken, transl
 from .group_commit import GroupCommit
 from .ids import IdSource, draw_blocks
 from .inquiry import Inquiry
+from .lent import LentConnection
 from .messages import PsycopgMessageRepository
 from .opening import opening_of
 from .reading import ReadingUnitOfWork
