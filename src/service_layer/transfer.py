@@ -8,7 +8,6 @@ from collections.abc import (
     AsyncIterable,
     AsyncIterator,
     Callable,
-    Coroutine,
     Iterable,
     Sequence,
 )
@@ -254,18 +253,20 @@ class _Export(AsyncGenerator[ConversationRecord]):
         self._records = records
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def __anext__(self) -> Coroutine[Any, Any, ConversationRecord]:
+    # Coroutines, each of which keeps the export from being abandoned while it is waited for.
+
+    async def __anext__(self) -> ConversationRecord:
         self._loop = asyncio.get_running_loop()
-        return self._records.__anext__()
+        return await self._records.__anext__()
 
-    def asend(self, value: None) -> Coroutine[Any, Any, ConversationRecord]:
-        return self._records.asend(value)
+    async def asend(self, value: None) -> ConversationRecord:
+        return await self._records.asend(value)
 
-    def athrow(self, *error: Any) -> Coroutine[Any, Any, ConversationRecord]:
-        return self._records.athrow(*error)
+    async def athrow(self, *error: Any) -> ConversationRecord:
+        return await self._records.athrow(*error)
 
-    def aclose(self) -> Coroutine[Any, Any, None]:
-        return self._records.aclose()
+    async def aclose(self) -> None:
+        await self._records.aclose()
 
     def __del__(self) -> None:
         try:

@@ -180,6 +180,18 @@ async def test_an_export_may_be_stopped(store: Any, how: str, inside: bool) -> N
     assert len(await sessions(uow)) == 1200 + 2 * inside
 
 
+async def test_an_export_of_which_only_the_first_record_is_wanted(store: Any) -> None:
+    """It is abandoned when that was read, not before."""
+    await load(store, 1, 2)
+    uow = store.unit_of_work()
+    assert (await anext(export_conversations(uow)))["session_id"] == "s-00001"
+    async with uow:
+        assert (await anext(export_conversations(uow)))["session_id"] == "s-00001"
+        await start_conversation(uow, user_id="u", session_id="a")
+        assert (await anext(export_conversations(uow)))["session_id"] == "a"
+    assert uow.outcome is Outcome.COMMITTED
+
+
 async def test_two_exports_at_once(store: Any) -> None:
     """Two streams of one unit are read in turns."""
     await load(store, *range(1100))
