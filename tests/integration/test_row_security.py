@@ -641,6 +641,70 @@ async def test_an_export_goes_on_while_a_unit_of_another_is_open_inside(
     assert [len(record["messages"]) for record in exported] == [60, 60, 60]
 
 
+USES_OF_AN_OUTER_UNIT: dict[str, Any] = {
+    "read": lambda uow, chat: get_conversation(uow, conversation_id=chat),
+    "list": lambda uow, _: list_conversations(uow),
+    "append": lambda uow, chat: append_messages(uow, conversation_id=chat, drafts=turn(1)),
+    "erase": lambda uow, _: erase_user(uow),
+    "export": lambda uow, _: anext(export_conversations(uow)),
+    "connection": lambda uow, _: uow.connection(),
+}
+
+
+@pytest.mark.parametrize("use", USES_OF_AN_OUTER_UNIT)
+async def test_an_outer_unit_waits_until_the_one_of_another_inside_is_left(
+    store: ConversationStore, dsn: str, use: str
+) -> None:
+    """The server knows one user at a time, so it would find nothing, and be told of success."""
+    mine, _ = await started(store, "me")
+    other, _ = await started(store, "other")
+    async with raw(dsn) as connection, connection.transaction():
+        outer = store.unit_of_work(user_id="me", connection=connection)
+        inner = store.unit_of_work(user_id="other", connection=connection)
+        async with outer:
+            await outer.connection()
+            late = outer.messages.append(mine, turn(2))
+            async with inner:
+                await append_messages(inner, conversation_id=other, drafts=turn(1))
+                await inner.connection()
+                with pytest.raises(UnitOfWorkMisuse, match="of another user"):
+                    await USES_OF_AN_OUTER_UNIT[use](outer, mine)
+                with pytest.raises(UnitOfWorkMisuse, match="of another user"):
+                    await late
+                await append_messages(inner, conversation_id=other, drafts=turn(1))
+            assert inner.outcome is Outcome.COMMITTED
+            await USES_OF_AN_OUTER_UNIT["append"](outer, mine)
+            assert len(await late) == 2
+        assert outer.outcome is Outcome.COMMITTED
+
+
+@pytest.mark.parametrize("ends", ["rolled back", "failed"])
+async def test_an_outer_unit_goes_on_after_one_of_another_was_undone(
+    store: ConversationStore, dsn: str, ends: str
+) -> None:
+    """With what it did the server forgets its user, too; one for the same user is in no way."""
+    mine, _ = await started(store, "me")
+    async with raw(dsn) as connection, connection.transaction():
+        outer = store.unit_of_work(user_id="me", connection=connection)
+        async with outer:
+            await outer.connection()
+            async with store.unit_of_work(user_id="me", connection=connection) as same:
+                await same.connection()
+                assert (await get_conversation(outer, conversation_id=mine)).id == mine
+            inner = store.unit_of_work(user_id="other", connection=connection)
+            async with inner:
+                await inner.connection()
+                if ends == "rolled back":
+                    await inner.rollback()
+                else:
+                    late = inner.messages.append(mine, turn(1))
+                    with pytest.raises(ConversationNotFound):
+                        await late
+                    await inner.rollback()
+                assert (await get_conversation(outer, conversation_id=mine)).id == mine
+        assert outer.outcome is Outcome.COMMITTED
+
+
 async def test_an_idle_connection_of_the_hosts(store: ConversationStore, dsn: str) -> None:
     """Outside of a transaction the unit's is its own, and what the session had set holds again."""
     mine, _ = await started(store, "me")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, Self, TypeVar
 
@@ -16,11 +16,14 @@ from ...domain.errors import (
     TransactionAborted,
 )
 from ...domain.scope import Scope
+from ...domain.unit import Pending, Write
 from ...service_layer.limited import LimitedUnitOfWork
 from ...service_layer.retry import Retry, try_again
+from ...service_layer.script import RegisteredWrite, Step
 from .connections import Connection, Connections, check_usable
 from .errors import meaning_of
 from .lent import LentConnection
+from .nesting import check_user, note_open
 from .opening import Opening
 from .rows import Row
 from .statement import BEGIN, Command, Parameters, fetch_among, fetch_rows
@@ -57,6 +60,50 @@ class ReadingUnitOfWork(LimitedUnitOfWork):
         super()._prepare()
         if self._limit is not None:
             self._opening = evolve(self._opening, limit=self._limit)
+
+    # Under row security the user of the unit that was opened last is the server's.
+
+    def register(self, write: Write[T]) -> Pending[T]:
+        """Take a write into the current block; see AsyncUnitOfWork."""
+        self._check_user()
+        return super().register(write)
+
+    async def before_read(self) -> None:
+        """Send what is registered, so that a read sees it; see AsyncUnitOfWork."""
+        self._check_user()
+        await super().before_read()
+
+    async def perform(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do at once what cannot be registered; see AsyncUnitOfWork."""
+        self._check_user()
+        return await super().perform(work)
+
+    async def _settle(self, registered: RegisteredWrite[T]) -> T:
+        registered.block.check_kept()
+        if not registered.sent:
+            self._check_user()
+        return await super()._settle(registered)
+
+    def _check_user(self) -> None:
+        """Refuse to go on in a unit that is open while one of another user is, inside."""
+        held = self._connection
+        if held is not None and self._is_user_set and self._blocks and self._blocks[0].opened:
+            check_user(held, self.user_id)
+
+    def _check_use(self) -> None:
+        self._check_live()
+        self._check_user()
+
+    @property
+    def _is_user_set(self) -> bool:
+        return self.is_in_host_transaction and self._opening.row_security is not None
+
+    async def _send(self, steps: list[Step]) -> None:
+        try:
+            await super()._send(steps)
+        finally:
+            if self._connection is not None and self._is_user_set:
+                note_open(self._connection, self.user_id, self._blocks)
 
     def meaning(self, error: Exception) -> ConversationStoreError | None:
         """Return what an error means to the store; see AsyncUnitOfWork.meaning.

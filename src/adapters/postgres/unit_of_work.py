@@ -116,7 +116,7 @@ class PsycopgUnitOfWork(ReadingUnitOfWork):
 
     async def connection(self) -> Connection:
         """Give the connection inside the unit's transaction; see AsyncUnitOfWork.connection."""
-        self._check_live()
+        self._check_use()
         for block in self._blocks:
             block.wrote = True
         await self._flush(also_blocks=True)
