@@ -43,13 +43,16 @@ class SmallPooler:
         self._sessions, self._bears = sessions, bears
         self._free: asyncio.LifoQueue[_Backend] = asyncio.LifoQueue()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._backends: list[_Backend] = []
+        self._clients: set[StreamWriter] = set()
         self._ids = count(1_000_000)  # no process has it
 
     async def __aenter__(self) -> Self:
         for _ in range(self._size):
             opened = psycopg.connect(self._server_dsn, autocommit=True, sslmode="disable")
             streams = await _streams(opened)
-            self._free.put_nowait(_Backend(opened, *streams))
+            self._backends.append(_Backend(opened, *streams))
+            self._free.put_nowait(self._backends[-1])
             told = opened.info.parameter_status
             self._told = {name: told(name) for name in (*_TOLD, *_TOLD_TOO)}
         self._server = await asyncio.start_server(self._begin, "127.0.0.1")
@@ -62,12 +65,14 @@ class SmallPooler:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        while not self._free.empty():
-            backend = self._free.get_nowait()
+        for writer in self._clients:  # a task that never began closes nothing
+            await _close(writer)
+        for backend in self._backends:
             await _close(backend.writer)
             backend.opened_by.close()
 
     def _begin(self, reader: StreamReader, writer: StreamWriter) -> None:
+        self._clients.add(writer)
         task = asyncio.create_task(self._serve(reader, writer))
         self._tasks.add(task)
 
