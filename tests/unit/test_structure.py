@@ -37,6 +37,7 @@ LAYERS = {
         {"attrs", "psycopg", "psycopg_pool"},
     ),
     "adapters.postgres.embedded": (set[str](), set[str]()),
+    "adapters.openai_agents": ({"domain", "service_layer"}, {"agents"}),
     "adapters": (set[str](), set[str]()),
     "bootstrap": (
         {"domain", "service_layer", "adapters.memory.store"}

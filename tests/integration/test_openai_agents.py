@@ -1,0 +1,397 @@
+"""Sessions of the OpenAI Agents SDK: run by the SDK itself, with a model that answers offline."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from store_fixtures import draft, open_store
+
+if "CONVERSATION_STORE_CI" not in os.environ:
+    pytest.importorskip("agents", reason="needs the extra openai-agents")
+
+from agents import Agent, RunConfig, Runner, SessionSettings, function_tool, set_tracing_disabled
+from agents.memory import Session
+from agents_stub import Stub
+
+from conversation_store import (
+    ConversationNotAcceptingMessages,
+    ConversationStore,
+    InvalidMessage,
+    StoreClosed,
+    append_messages,
+    close_conversation,
+    delete_conversation,
+    find_conversation,
+    latest_messages,
+    redact_message,
+)
+from conversation_store.adapters.openai_agents import AgentsSession, StoreThread
+
+set_tracing_disabled(True)
+
+GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "openai-agents.md"
+
+
+@function_tool
+def weather(city: str) -> str:
+    """Tell the weather."""
+    return f"sunny in {city}"
+
+
+def agent() -> Agent[Any]:
+    """Return an agent with a model of its own."""
+    return Agent(name="a", model=Stub(), tools=[weather])
+
+
+@pytest.fixture(params=["memory", "postgres"])
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[ConversationStore]:
+    """Give an empty store of each kind."""
+    if request.param == "memory":
+        async with ConversationStore.in_memory(row_security=True) as opened:
+            yield opened
+        return
+    dsn, migrated = (request.getfixturevalue(name) for name in ("dsn", "migrated"))
+    async with open_store(dsn, "operational", migrated) as opened:
+        yield opened
+
+
+def session_of(store: ConversationStore, session_id: str = "s", **values: Any) -> AgentsSession:
+    """Return a session of ada's."""
+    return AgentsSession(session_id, store=store, user_id="ada", **values)
+
+
+ITEMS: list[Any] = [
+    {"role": "user", "content": "hi"},
+    {"role": "assistant", "content": ""},
+    {"role": "developer", "content": "be kind"},
+    {"role": "user", "content": "typed", "type": "message"},
+    {
+        "role": "user",
+        "content": [
+            {"type": "input_text", "text": "what is this?"},
+            {"type": "input_image", "image_url": "https://example.org/a.png", "detail": "auto"},
+            {"type": "input_image", "file_id": "file_1", "detail": "low"},
+            {"type": "input_file", "file_id": "file_2"},
+        ],
+    },
+    {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "status": "completed",
+        "content": [{"type": "output_text", "text": "a cat", "annotations": [], "logprobs": []}],
+    },
+    {"type": "message", "role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]},
+    {
+        "type": "reasoning",
+        "id": "rs_1",
+        "summary": [{"type": "summary_text", "text": "think"}],
+        "encrypted_content": "b64==",
+    },
+    {
+        "type": "function_call",
+        "id": "fc_1",
+        "call_id": "c_1",
+        "name": "f",
+        "arguments": '{"a": 1}',
+        "status": "completed",
+    },
+    {"type": "function_call_output", "call_id": "c_1", "output": "1.50"},
+    {
+        "type": "function_call_output",
+        "call_id": "c_2",
+        "output": [{"type": "input_text", "text": "two"}, {"type": "input_image", "file_id": "f"}],
+    },
+    {"type": "computer_call_output", "call_id": "c", "output": {"type": "computer_screenshot"}},
+    {"type": "web_search_call", "id": "ws", "status": "completed", "action": {"query": "q"}},
+    {"type": "mcp_call", "id": "m", "name": "n", "arguments": "{}", "output": None},
+    {"type": "item_reference", "id": "x"},
+    {"type": "compaction", "encrypted_content": "z" * 100},
+    {"role": "user", "content": "a\0b \ud800 ü\u2028"},
+    {"type": "function_call_output", "call_id": "c", "output": "\0"},
+    {"role": "user", "content": [{"type": "input_image", "image_url": "data:" + "x" * 2_000_000}]},
+    {"type": "unknown", "n": [1, 1.0, 1e23, True, None], "more": {"b": 1, "a": {}}},
+    {"type": "large", "n": 10**400},
+    {"type": "deep", "deep": json.loads("[" * 90 + "]" * 90)},
+    {"role": "critic", "content": "no such role"},
+]
+"""Items of every kind, and what the store cannot hold as it is."""
+
+
+async def test_it_is_a_session(store: ConversationStore) -> None:
+    """As the SDK checks it."""
+    assert isinstance(session_of(store), Session)
+
+
+async def test_items_of_every_kind_come_back_unchanged(store: ConversationStore) -> None:
+    """Together, alone, and by popping, in order; another session of the same name reads them."""
+    session = session_of(store)
+    assert await session.get_items() == []
+    assert await session.pop_item() is None
+    await session.clear_session()
+    await session.add_items([])
+    assert await find_conversation(store.unit_of_work(user_id="ada"), session_id="s") is None
+    await session.add_items(ITEMS)
+    await session.add_items(ITEMS[:1])
+    assert await session_of(store).get_items() == [*ITEMS, ITEMS[0]]
+    assert await session.pop_item() == ITEMS[0]
+    assert [await session.pop_item() for _ in ITEMS] == ITEMS[::-1]
+    assert await session.pop_item() is None
+    assert await session.get_items() == []
+
+
+async def test_what_people_read(store: ConversationStore) -> None:
+    """The words are the content; who called a tool is the assistant, what it gave is a tool's."""
+    await session_of(store).add_items(ITEMS)
+    uow = store.unit_of_work(user_id="ada")
+    found = await find_conversation(uow, session_id="s")
+    assert found is not None
+    assert found.source == "openai-agents"
+    messages = await latest_messages(uow, conversation_id=found.id)
+    said = [(message.role.value, message.content) for message in messages[:12]]
+    assert said == [
+        ("user", "hi"),
+        ("assistant", ""),
+        ("system", "be kind"),
+        ("user", "typed"),
+        ("user", "what is this?"),
+        ("assistant", "a cat"),
+        ("assistant", "no"),
+        ("assistant", "think"),
+        ("assistant", '{"a": 1}'),
+        ("tool", "1.50"),
+        ("tool", "two"),
+        ("tool", ""),
+    ]
+    assert [message.metadata for message in messages[:2]] == [None, None]
+    assert messages[8].metadata == {"openai_agents": ITEMS[8]}
+
+
+async def test_a_limit(store: ConversationStore) -> None:
+    """That of the call, that of the settings, or none; the newest, oldest first."""
+    items: list[Any] = [{"role": "user", "content": str(number)} for number in range(2_500)]
+    session = session_of(store, session_settings=SessionSettings(limit=3))
+    await session.add_items(items)
+    assert await session.get_items() == items[-3:]
+    assert await session_of(store, session_settings={"limit": 2}).get_items() == items[-2:]
+    for limit in (1, 1_000, 1_001, 2_499, 2_500, 9_999):
+        assert await session.get_items(limit) == items[-limit:]
+    assert await session.get_items(0) == []
+    assert await session_of(store).get_items() == items
+
+
+async def test_items_too_large_store_none(store: ConversationStore) -> None:
+    """All of one call, or none."""
+    session = session_of(store)
+    with pytest.raises(InvalidMessage):
+        await session.add_items([*ITEMS[:2], {"role": "user", "content": "x" * 10_000_001}])
+    assert await session.get_items() == []
+
+
+async def test_a_session_that_is_closed_or_deleted(store: ConversationStore) -> None:
+    """Closed it takes nothing; deleted it begins anew; another user's does not exist."""
+    session, uow = session_of(store), store.unit_of_work(user_id="ada")
+    await session.add_items(ITEMS[:2])
+    await AgentsSession("s", store=store, user_id="bob").clear_session()
+    found = await find_conversation(uow, session_id="s")
+    assert found is not None
+    await close_conversation(uow, conversation_id=found.id)
+    for call in (session.add_items(ITEMS), session.pop_item(), session.clear_session()):
+        with pytest.raises(ConversationNotAcceptingMessages):
+            await call
+    assert await session.get_items() == ITEMS[:2]
+    await delete_conversation(uow, conversation_id=found.id)
+    assert await session.get_items() == []
+    assert await session.pop_item() is None
+    await session.add_items(ITEMS[2:3])
+    assert await session.get_items() == ITEMS[2:3]
+
+
+async def test_messages_of_others(store: ConversationStore) -> None:
+    """What no session stored is its role and its words; so is what was redacted."""
+    session, uow = session_of(store), store.unit_of_work(user_id="ada")
+    await session.add_items(ITEMS[4:5])
+    found = await find_conversation(uow, session_id="s")
+    assert found is not None
+    said = [draft("a", "system"), draft("b", "tool", slots={"x": 1}, metadata={"m": 1})]
+    await append_messages(uow, conversation_id=found.id, drafts=said)
+    expected: list[Any] = [
+        {"role": "system", "content": "a"},
+        {"role": "assistant", "content": "b"},
+    ]
+    assert await session.get_items() == [ITEMS[4], *expected]
+    [first, *_] = await latest_messages(uow, conversation_id=found.id)
+    await redact_message(uow, message_id=first.id)
+    assert await session.get_items() == [{"role": "user", "content": "[redacted]"}, *expected]
+
+
+# Run by the SDK ---------------------------------------------------------------------------------
+
+
+async def test_a_run_and_the_next(store: ConversationStore) -> None:
+    """The second run is shown what the first said: reasoning, calls and outputs, too."""
+    session, first = session_of(store), agent()
+    result = await Runner.run(first, "the weather?", session=session)
+    assert result.final_output == "It is sunny in Üxküll."
+    kinds = [item.get("type", item.get("role")) for item in await session.get_items()]
+    assert kinds == ["user", "reasoning", "function_call", "function_call_output", "message"]
+    second = agent()
+    await Runner.run(second, "and now?", session=session_of(store))
+    assert isinstance(second.model, Stub)
+    assert second.model.seen[0][:-1] == (await session.get_items())[:5]
+    third = agent()
+    settings = RunConfig(session_settings=SessionSettings(limit=1))
+    await Runner.run(third, "hm?", session=session, run_config=settings)
+    assert isinstance(third.model, Stub)
+    assert len(third.model.seen[0]) == 2
+
+
+async def test_a_streamed_run(store: ConversationStore) -> None:
+    """Its items are there when the stream has ended."""
+    session = session_of(store)
+    streamed = Runner.run_streamed(agent(), "the weather?", session=session)
+    async for _ in streamed.stream_events():
+        pass
+    assert streamed.final_output == "It is sunny in Üxküll."
+    assert len(await session.get_items()) == 5
+
+
+async def test_sixteen_runs_at_once(store: ConversationStore) -> None:
+    """On one session that none of them has met: nothing is lost, doubled or torn."""
+    sessions = [session_of(store) for _ in range(4)]
+
+    async def work(number: int) -> None:
+        for part in range(3):
+            session = sessions[number % 4]
+            await Runner.run(agent(), f"{number}/{part}", session=session)
+
+    await asyncio.gather(*map(work, range(16)))
+    said = [_text(item) for item in await session_of(store).get_items()]
+    questions = [text for text in said if not text.startswith("answer")]
+    expected = {f"{number}/{part}" for number in range(16) for part in range(3)}
+    assert sorted(questions) == sorted(expected)
+    assert sorted(said) == sorted([*expected, *(f"answer to {text}" for text in expected)])
+    for number in range(16):
+        mine = [text for text in said if text.removeprefix("answer to ").startswith(f"{number}/")]
+        assert mine == [
+            text for part in range(3) for text in (f"{number}/{part}", f"answer to {number}/{part}")
+        ]
+
+
+def _text(item: Any) -> str:
+    content = item["content"]
+    return content if isinstance(content, str) else str(content[0]["text"])
+
+
+async def test_pops_beside_additions(store: ConversationStore) -> None:
+    """Each item is popped once, or is there."""
+    session = session_of(store)
+    added: list[Any] = [{"role": "user", "content": str(number)} for number in range(40)]
+    await session.add_items(added[:20])
+    calls: list[Any] = [session.add_items([item]) for item in added[20:]]
+    calls += [session.pop_item() for _ in range(10)]
+    ends = await asyncio.gather(*calls, return_exceptions=True)
+    popped = [end for end in ends if isinstance(end, dict)]
+    there = await session.get_items()
+    assert sorted(_text(item) for item in (*popped, *there)) == sorted(map(_text, added))
+
+
+# Other event loops ------------------------------------------------------------------------------
+
+
+def test_run_sync_and_several_loops(dsn: str, migrated: set[str]) -> None:
+    """A store in a thread of its own serves each loop, one after the other and at once."""
+
+    async def prepare() -> None:
+        async with open_store(dsn, "operational", migrated):
+            pass
+
+    asyncio.run(prepare())
+    with StoreThread(ConversationStore.connect(dsn, min_size=1, max_size=4)) as thread:
+        session = thread.session("s", user_id="ada")
+        with closing(asyncio.new_event_loop()) as loop:
+            asyncio.set_event_loop(loop)  # run_sync takes this one
+            Runner.run_sync(agent(), "one", session=session)
+            asyncio.set_event_loop(None)
+        asyncio.run(_run(session, "two"))
+
+        async def many() -> None:
+            await asyncio.gather(
+                *(asyncio.to_thread(asyncio.run, _run(session, f"three {n}")) for n in range(4))
+            )
+
+        asyncio.run(many())
+        said = [_text(item) for item in asyncio.run(_items(session))]
+        assert said[:4] == ["one", "answer to one", "two", "answer to two"]
+        assert len(said) == 12
+    with pytest.raises(StoreClosed):
+        asyncio.run(_items(session))
+    with pytest.raises(StoreClosed):
+        thread.session("s", user_id="ada")
+
+
+async def _run(session: Session, text: str) -> None:
+    await Runner.run(agent(), text, session=session)
+
+
+async def _items(session: Session) -> list[Any]:
+    return [*await session.get_items()]
+
+
+def test_a_thread_whose_store_cannot_be_opened() -> None:
+    """It ends, and the error is told."""
+
+    @asynccontextmanager
+    async def closed() -> AsyncIterator[ConversationStore]:
+        raise LookupError
+        yield ConversationStore.in_memory()
+
+    before = threading.active_count()
+    with pytest.raises(LookupError), StoreThread(closed()):
+        pass
+    assert threading.active_count() == before
+
+
+def test_the_package_does_not_import_it() -> None:
+    """Whoever does not ask for it needs no SDK, and does not wait for it."""
+    code = "import conversation_store, sys; sys.exit('agents' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_script_of_the_guide(dsn: str, migrated: set[str]) -> None:
+    """It is short, stores, and another process goes on with the same history."""
+
+    async def items() -> list[str]:
+        async with ConversationStore.connect(dsn) as store:
+            session = AgentsSession("s-1", store=store, user_id="ada")
+            return [_text(item) for item in await session.get_items()]
+
+    async def prepare() -> None:
+        async with open_store(dsn, "operational", migrated):
+            pass
+
+    asyncio.run(prepare())
+    script = GUIDE.read_text("utf-8").split("```python\n")[1].split("```")[0]
+    assert len(script.splitlines()) <= 20
+    prelude = (
+        "import agents, agents_stub, functools\n"
+        "agents.set_tracing_disabled(True)\n"
+        "agents.Agent = functools.partial(agents.Agent, model=agents_stub.Stub())\n"
+    )
+    path = [str(Path(__file__).parents[1]), *filter(None, sys.path)]
+    env = os.environ | {"CONVERSATION_STORE_DSN": dsn, "PYTHONPATH": os.pathsep.join(path)}
+    texts = ["What is a heron?", "Where does it live?"]
+    once = [said for text in texts for said in (text, f"answer to {text}")]
+    for times in (1, 2):
+        subprocess.run([sys.executable, "-c", prelude + script], check=True, env=env)
+        assert asyncio.run(items()) == once * times
