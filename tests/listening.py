@@ -168,7 +168,7 @@ ARGUMENTS: dict[str, Arguments] = {
     },
     "redact_message": lambda world: {"message_id": world.message_id},
     "reopen_conversation": _of_conversation,
-    "replace_messages": _append,
+    "replace_messages": lambda world: _of_conversation(world) | {"drafts": secret_turn()},
     "start_conversation": _start,
     "update_conversation": _update,
 }
