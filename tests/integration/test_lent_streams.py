@@ -7,6 +7,7 @@ import gc
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from random import Random
+from time import monotonic
 from typing import Any, Final
 
 import psycopg
@@ -15,9 +16,11 @@ from psycopg import AsyncConnection
 from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool
 from store_fixtures import draft
+from wire_proxy import WireProxy
 
 from conversation_store import (
     ConversationStore,
+    StoreUnavailable,
     append_messages,
     export_conversations,
     find_conversation,
@@ -266,6 +269,30 @@ async def test_an_export_that_is_closed_in_order(
         async for _ in records:
             break
     assert lent.info.transaction_status is TransactionStatus.IDLE
+
+
+@pytest.mark.parametrize("how", ["cancelled", "closed"])
+async def test_an_export_that_cannot_be_ended(store: ConversationStore, dsn: str, how: str) -> None:
+    """Where the server does not answer, its connection is ended in time; the host learns of it."""
+    async with (
+        WireProxy(dsn) as proxy,
+        await AsyncConnection.connect(proxy.dsn) as lent,
+    ):
+        records = export_conversations(store.unit_of_work(connection=lent))
+        await anext(records)
+        proxy.swallow()
+        before = monotonic()
+        if how == "closed":
+            with pytest.raises(StoreUnavailable):
+                await records.aclose()
+        else:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    [_ async for _ in records]
+        assert monotonic() - before < (4 if how == "closed" else 1)
+        with pytest.raises(psycopg.OperationalError):
+            await lent.execute("SELECT 1")
+        proxy.restore()
 
 
 async def test_who_reads_and_waits_is_cancelled(store: ConversationStore, dsn: str) -> None:
