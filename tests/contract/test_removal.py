@@ -47,8 +47,9 @@ from conversation_store import (
 LONG_AGO = datetime(2001, 1, 1, tzinfo=UTC)
 """When imported conversations were active last."""
 CUT = datetime(2010, 1, 1, tzinfo=UTC)
-AHEAD = timezone(timedelta(hours=23, microseconds=1))
 """What was active before is to be purged."""
+AHEAD = timezone(timedelta(hours=23, microseconds=1))
+"""A zone that PostgreSQL does not take."""
 MOST_MESSAGES = 6
 MOST_CONVERSATIONS = 3
 MOST_LOOKED_AT = 4
@@ -57,7 +58,8 @@ MOST_LOOKED_AT = 4
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make batches so small that a few conversations need several."""
-    for module in ("domain", "adapters.postgres", "adapters.memory"):
+    # The adapters first: one that is loaded now takes the sizes of the domain as they are.
+    for module in ("adapters.postgres", "adapters.memory", "domain"):
         place = f"conversation_store.{module}.removal"
         monkeypatch.setattr(f"{place}.BATCH_MESSAGES", MOST_MESSAGES)
         monkeypatch.setattr(f"{place}.BATCH_CONVERSATIONS", MOST_CONVERSATIONS)
