@@ -35,7 +35,8 @@ from conversation_store import (
     latest_messages,
     redact_message,
 )
-from conversation_store.adapters.openai_agents import AgentsSession, StoreThread
+from conversation_store.adapters.history import StoreThread
+from conversation_store.adapters.openai_agents import AgentsSession
 
 set_tracing_disabled(True)
 
@@ -318,7 +319,7 @@ def test_run_sync_and_several_loops(dsn: str, migrated: set[str]) -> None:
 
     asyncio.run(prepare())
     with StoreThread(ConversationStore.connect(dsn, min_size=1, max_size=4)) as thread:
-        session = thread.session("s", user_id="ada")
+        session = AgentsSession("s", store=thread, user_id="ada")
         with closing(asyncio.new_event_loop()) as loop:
             asyncio.set_event_loop(loop)  # run_sync takes this one
             Runner.run_sync(agent(), "one", session=session)
@@ -336,8 +337,6 @@ def test_run_sync_and_several_loops(dsn: str, migrated: set[str]) -> None:
         assert len(said) == 12
     with pytest.raises(StoreClosed):
         asyncio.run(_items(session))
-    with pytest.raises(StoreClosed):
-        thread.session("s", user_id="ada")
 
 
 async def _run(session: Session, text: str) -> None:

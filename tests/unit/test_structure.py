@@ -37,7 +37,9 @@ LAYERS = {
         {"attrs", "psycopg", "psycopg_pool"},
     ),
     "adapters.postgres.embedded": (set[str](), set[str]()),
-    "adapters.openai_agents": ({"domain", "service_layer"}, {"agents"}),
+    "adapters.history": ({"domain", "service_layer"}, set[str]()),
+    "adapters.langchain": ({"domain", "adapters.history"}, {"langchain_core"}),
+    "adapters.openai_agents": ({"domain", "adapters.history"}, {"agents"}),
     "adapters": (set[str](), set[str]()),
     "bootstrap": (
         {"domain", "service_layer", "adapters.memory.store"}

@@ -1,0 +1,281 @@
+"""A conversation as the history that an agent framework keeps.
+
+What the frameworks have in common: one conversation of one user, found or started by its
+session_id; things of theirs that are messages of ours; and calls from wherever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
+from types import TracebackType
+from typing import Any, Final, Protocol, Self, TypeAlias, TypeVar
+
+from ..domain.errors import ConversationNotFound, InvalidInput, StoreClosed, UnitOfWorkMisuse
+from ..domain.json_object import JsonObject
+from ..domain.message import MAX_DRAFTS, Message, MessageDraft, Role
+from ..domain.page import MAX_LIMIT
+from ..domain.text import storable_text
+from ..service_layer.conversations import find_conversation, get_or_start_conversation
+from ..service_layer.messages import (
+    latest_messages,
+    messages_after,
+    pop_message,
+    replace_messages,
+)
+from ..service_layer.unit_of_work import AsyncUnitOfWork
+
+T = TypeVar("T")
+
+Json: TypeAlias = "dict[str, Json] | list[Json] | str | float | bool | None"
+"""A value of JSON."""
+
+
+class Store(Protocol):
+    """What a history needs of a store; ConversationStore has it."""
+
+    def unit_of_work(self, *, user_id: str | None = None) -> AsyncUnitOfWork:
+        """Return a unit of work that acts for one user."""
+        ...
+
+
+class StoreThread:
+    """A store in a thread and an event loop of its own, for programs without one, or with several.
+
+        with StoreThread(ConversationStore.connect(dsn)) as thread:
+            session = AgentsSession("s-1", store=thread, user_id="ada")
+            Runner.run_sync(agent, "Hello", session=session)
+
+    Left, it closes the store and ends the thread.
+    """
+
+    def __init__(self, store: AbstractAsyncContextManager[Store]) -> None:
+        """Take a store that is not opened yet."""
+        self._opening = store
+        self._opened: Store | None = None
+
+    def __enter__(self) -> Self:
+        """Start the thread and open the store, once. Raises what opening it raises."""
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="conversation-store", daemon=True
+        )
+        self._thread.start()
+        try:
+            self._opened = self.wait_for(self._opening.__aenter__())
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the store and end the thread."""
+        try:
+            self.wait_for(self._opening.__aexit__(exc_type, exc, traceback))
+        finally:
+            self._end()
+
+    @property
+    def store(self) -> Store:
+        """The store, for use in its own loop. Raises: StoreClosed."""
+        if self._opened is None:
+            raise StoreClosed(reason="the thread of the store is not entered")
+        return self._opened
+
+    def wait_for(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do work in the loop of the store, and wait for it here, in any other thread."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    async def do(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do work in the loop of the store; who is cancelled cancels it there."""
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+    def _end(self) -> None:
+        self._opened = None
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class History:
+    """One conversation of one user, started by what is added first.
+
+    It may be used by many at the same time. A store belongs to the event loop in which it was
+    opened; a StoreThread serves all loops, and those who have none.
+    """
+
+    def __init__(
+        self, session_id: str, *, store: Store | StoreThread, user_id: str, source: str
+    ) -> None:
+        self._session_id = session_id
+        self._where = store
+        self._user_id = user_id
+        self._source = source
+        self._conversation_id: int | None = None
+
+    async def do(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do what one of the methods below returned."""
+        if not isinstance(self._where, StoreThread):
+            return await work
+        self._check_open(work)
+        return await self._where.do(work)
+
+    def wait_for(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do the same for who has no event loop. Raises UnitOfWorkMisuse without a StoreThread."""
+        if not isinstance(self._where, StoreThread):
+            work.close()
+            reason = "without an event loop the store has to be in a StoreThread"
+            raise UnitOfWorkMisuse(reason=reason)
+        self._check_open(work)
+        return self._where.wait_for(work)
+
+    async def read(self, most: int | None = None) -> list[Message]:
+        """Return the newest messages, oldest of them first; without a limit all of them."""
+        if most is not None and most <= 0:
+            return []
+
+        async def read(conversation_id: int) -> list[Message]:
+            if most is None:
+                return await self._all(conversation_id)
+            return await self._newest(conversation_id, most)
+
+        return await self._in_conversation(read) or []
+
+    async def add(self, drafts: Sequence[MessageDraft]) -> None:
+        """Store messages behind those that are there, all of them or none."""
+        while drafts:
+            conversation_id = self._conversation_id
+            if conversation_id is None:
+                started, _ = await get_or_start_conversation(
+                    self._unit(), session_id=self._session_id, source=self._source
+                )
+                conversation_id = self._conversation_id = started.id
+            try:
+                async with self._unit() as uow:
+                    for start in range(0, len(drafts), MAX_DRAFTS):
+                        uow.messages.append(conversation_id, drafts[start : start + MAX_DRAFTS])
+            except ConversationNotFound:  # it was deleted since it was met
+                self._conversation_id = None
+            else:
+                return
+
+    async def pop(self) -> Message | None:
+        """Take the newest message away, and return it; None if there is none."""
+        return await self._in_conversation(
+            lambda conversation_id: pop_message(self._unit(), conversation_id=conversation_id)
+        )
+
+    async def clear(self) -> None:
+        """Take all messages away; the conversation stays."""
+        await self._in_conversation(
+            lambda conversation_id: replace_messages(
+                self._unit(), conversation_id=conversation_id, drafts=[]
+            )
+        )
+
+    async def _all(self, conversation_id: int) -> list[Message]:
+        messages: list[Message] = []
+        while True:
+            page = await messages_after(
+                self._unit(),
+                conversation_id=conversation_id,
+                position=len(messages),
+                limit=MAX_LIMIT,
+            )
+            messages += page
+            if len(page) < MAX_LIMIT:
+                return messages
+
+    async def _newest(self, conversation_id: int, most: int) -> list[Message]:
+        messages: list[Message] = []
+        while True:
+            size = min(most - len(messages), MAX_LIMIT)
+            before = messages[0].position if messages else None
+            page = await latest_messages(
+                self._unit(), conversation_id=conversation_id, limit=size, before=before
+            )
+            messages = page + messages
+            if len(page) < size or len(messages) == most:
+                return messages
+
+    async def _in_conversation(self, work: Callable[[int], Coroutine[Any, Any, T]]) -> T | None:
+        """Do something in the conversation; None where there is none.
+
+        One that was deleted since it was met may have been started anew.
+        """
+        met = self._conversation_id
+        if met is not None:
+            with suppress(ConversationNotFound):
+                return await work(met)
+        found = await find_conversation(self._unit(), session_id=self._session_id)
+        self._conversation_id = None if found is None else found.id
+        if found is not None:
+            with suppress(ConversationNotFound):
+                return await work(found.id)
+        return None
+
+    def _unit(self) -> AsyncUnitOfWork:
+        where = self._where
+        store = where.store if isinstance(where, StoreThread) else where
+        return store.unit_of_work(user_id=self._user_id)
+
+    def _check_open(self, work: Coroutine[Any, Any, Any]) -> None:
+        try:
+            self._unit()
+        except BaseException:
+            work.close()
+            raise
+
+
+# Things of a framework, and messages ----------------------------------------------------------
+
+
+def to_draft(key: str, role: Role, said: Json, item: JsonObject) -> MessageDraft:
+    """Return the message that a thing of a framework becomes.
+
+    The words of what is said are the content; the thing itself stands in the metadata, under the
+    framework's key. One that a metadata cannot hold, for its size, its depth, a character or a
+    number, is the content itself, as JSON.
+
+    Raises: InvalidMessage for one of more than 10 MB.
+    """
+    with suppress(InvalidInput):
+        draft = MessageDraft(role=role, content=words_of(said), metadata={key: item})
+        if draft.metadata == {key: item}:  # some numbers are not the same in canonical form
+            return draft
+    # ASCII, so it can be stored whatever it holds.
+    return MessageDraft(role=role, content=json.dumps(item), metadata={key: None})
+
+
+def stored_item(key: str, message: Message) -> JsonObject | None:
+    """Return the thing of a framework that a message is; None if it was not stored as one."""
+    stored = message.metadata
+    if stored is None or key not in stored:
+        return None
+    item: Json = json.loads(message.content) if stored[key] is None else stored[key]
+    return item if isinstance(item, dict) else None
+
+
+_TEXTS: Final = ("content", "output", "summary", "arguments", "text", "refusal")
+"""Where the words of a thing, or of a part of it, may be."""
+
+
+def words_of(said: Json) -> str:
+    """Return what a thing says, or a part of it, as it can be stored."""
+    if isinstance(said, str):
+        return storable_text(said)
+    if isinstance(said, dict):
+        found = [words_of(said[key]) for key in _TEXTS if key in said]
+    elif isinstance(said, list):
+        found = [words_of(part) for part in said]
+    else:
+        return ""
+    return "\n".join(filter(None, found))

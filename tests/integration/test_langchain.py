@@ -1,0 +1,260 @@
+"""Histories of LangChain, used by LangChain itself, with a model that answers offline."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from store_fixtures import draft, open_store
+
+if "CONVERSATION_STORE_CI" not in os.environ:
+    pytest.importorskip("langchain_core", reason="needs the extra langchain")
+
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    ChatMessage,
+    FunctionMessage,
+    HumanMessage,
+    RemoveMessage,
+    SystemMessage,
+    ToolMessage,
+)
+from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
+from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables.history import RunnableWithMessageHistory
+
+from conversation_store import (
+    ConversationNotAcceptingMessages,
+    ConversationStore,
+    UnitOfWorkMisuse,
+    append_messages,
+    close_conversation,
+    find_conversation,
+    latest_messages,
+)
+from conversation_store.adapters.history import StoreThread
+from conversation_store.adapters.langchain import LangChainHistory
+
+pytestmark = pytest.mark.filterwarnings("ignore:RunnableWithMessageHistory is deprecated")
+
+GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "langchain.md"
+
+CALL = {"name": "weather", "args": {"city": "\u00dcxk\u00fcll", "days": 2}, "id": "c_1"}
+
+MESSAGES: list[BaseMessage] = [
+    SystemMessage("be kind"),
+    HumanMessage("hi", name="Ada", id="m-1", additional_kwargs={"a": [1, {"b": None}]}),
+    HumanMessage(
+        [
+            {"type": "text", "text": "what is this?"},
+            {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}},
+        ]
+    ),
+    AIMessage(
+        "",
+        tool_calls=[CALL],
+        invalid_tool_calls=[{"name": "f", "args": "{", "id": "c_2", "error": "bad"}],
+        usage_metadata={"input_tokens": 3, "output_tokens": 4, "total_tokens": 7},
+        response_metadata={"model": "m", "logprob": -0.25},
+    ),
+    ToolMessage("sunny", tool_call_id="c_1", artifact={"n": 1}, status="error"),
+    ToolMessage([{"type": "text", "text": "two"}], tool_call_id="c_2"),
+    AIMessage([{"type": "reasoning", "reasoning": "think"}, {"type": "text", "text": "a cat"}]),
+    AIMessageChunk(content="half", id="r-1"),
+    FunctionMessage(content="out", name="f"),
+    ChatMessage(content="so says the critic", role="critic"),
+    RemoveMessage(id="m-1"),
+    HumanMessage("a\0b \ud800"),
+    HumanMessage("large", additional_kwargs={"n": 10**400, "x": "y" * 1_000_000}),
+    HumanMessage("exact", additional_kwargs={"n": 1e23}),
+]
+"""Messages of every kind, and what the store cannot hold as it is."""
+
+
+def answer(given: Any) -> AIMessage:
+    """Answer as a model would: with how many messages it was shown, and the last."""
+    said = given.to_messages()
+    return AIMessage(f"{len(said)}: {said[-1].content}")
+
+
+def chain(store: Any) -> RunnableWithMessageHistory:
+    """Return a chain that keeps its history in a store."""
+    prompt = ChatPromptTemplate.from_messages(
+        [MessagesPlaceholder("history"), ("human", "{question}")]
+    )
+    return RunnableWithMessageHistory(
+        prompt | RunnableLambda(answer),
+        lambda session_id: LangChainHistory(session_id, store=store, user_id="ada"),
+        input_messages_key="question",
+        history_messages_key="history",
+    )
+
+
+def session(name: str) -> Any:
+    """Return the configuration that names a session."""
+    return {"configurable": {"session_id": name}}
+
+
+@pytest.fixture(params=["memory", "postgres"])
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[ConversationStore]:
+    """Give an empty store of each kind."""
+    if request.param == "memory":
+        async with ConversationStore.in_memory(row_security=True) as opened:
+            yield opened
+        return
+    dsn, migrated = (request.getfixturevalue(name) for name in ("dsn", "migrated"))
+    async with open_store(dsn, "operational", migrated) as opened:
+        yield opened
+
+
+async def test_messages_of_every_kind_come_back_unchanged(store: ConversationStore) -> None:
+    """In order; another history of the same session reads them; cleared there are none."""
+    history = LangChainHistory("s", store=store, user_id="ada")
+    assert await history.aget_messages() == []
+    await history.aclear()
+    await history.aadd_messages([])
+    assert await find_conversation(store.unit_of_work(user_id="ada"), session_id="s") is None
+    await history.aadd_messages(MESSAGES)
+    await history.aadd_messages(MESSAGES[:1])
+    found = await LangChainHistory("s", store=store, user_id="ada").aget_messages()
+    assert found == [*MESSAGES, MESSAGES[0]]
+    assert [type(message) for message in found[:-1]] == [type(message) for message in MESSAGES]
+    assert await LangChainHistory("s", store=store, user_id="bob").aget_messages() == []
+    await history.aclear()
+    assert await history.aget_messages() == []
+
+
+async def test_what_people_read(store: ConversationStore) -> None:
+    """The words are the content; the rest is found by its path in the metadata."""
+    await LangChainHistory("s", store=store, user_id="ada").aadd_messages(MESSAGES)
+    uow = store.unit_of_work(user_id="ada")
+    found = await find_conversation(uow, session_id="s")
+    assert found is not None
+    assert found.source == "langchain"
+    stored = await latest_messages(uow, conversation_id=found.id)
+    assert [(message.role.value, message.content) for message in stored[:11]] == [
+        ("system", "be kind"),
+        ("user", "hi"),
+        ("user", "what is this?"),
+        ("assistant", ""),
+        ("tool", "sunny"),
+        ("tool", "two"),
+        ("assistant", "a cat"),
+        ("assistant", "half"),
+        ("tool", "out"),
+        ("assistant", "so says the critic"),
+        ("assistant", ""),
+    ]
+    metadata: Any = stored[3].metadata
+    assert metadata["langchain"]["data"]["tool_calls"][0]["name"] == "weather"
+
+
+async def test_messages_of_others(store: ConversationStore) -> None:
+    """What no history stored is its role and its words; a closed conversation takes nothing."""
+    history = LangChainHistory("s", store=store, user_id="ada")
+    await history.aadd_messages(MESSAGES[:1])
+    uow = store.unit_of_work(user_id="ada")
+    found = await find_conversation(uow, session_id="s")
+    assert found is not None
+    said = [
+        draft(role, role, metadata={"m": 1}) for role in ("user", "assistant", "system", "tool")
+    ]
+    await append_messages(uow, conversation_id=found.id, drafts=said)
+    assert (await history.aget_messages())[1:] == [
+        HumanMessage("user"),
+        AIMessage("assistant"),
+        SystemMessage("system"),
+        AIMessage("tool"),
+    ]
+    await close_conversation(uow, conversation_id=found.id)
+    with pytest.raises(ConversationNotAcceptingMessages):
+        await history.aadd_messages(MESSAGES)
+
+
+async def test_a_chain(store: ConversationStore) -> None:
+    """Each call is shown what was said before; sessions are apart."""
+    talk = chain(store)
+    for number, text in enumerate(("one", "two", "three")):
+        said = await talk.ainvoke({"question": text}, session("s"))
+        assert said.content == f"{2 * number + 1}: {text}"
+    other = await talk.ainvoke({"question": "one"}, session("other"))
+    assert other.content == "1: one"
+    parts = [part.content async for part in talk.astream({"question": "four"}, session("s"))]
+    assert "".join(parts) == "7: four"
+    history = LangChainHistory("s", store=store, user_id="ada")
+    assert len(await history.aget_messages()) == 8
+
+
+async def test_sixteen_chains_at_once(store: ConversationStore) -> None:
+    """On one session that none of them has met: nothing is lost, doubled or torn."""
+    talk = chain(store)
+
+    async def work(number: int) -> None:
+        for part in range(3):
+            await talk.ainvoke({"question": f"{number}/{part}"}, session("s"))
+
+    await asyncio.gather(*map(work, range(16)))
+    history = LangChainHistory("s", store=store, user_id="ada")
+    said = [str(message.content) for message in await history.aget_messages()]
+    questions, answers = said[::2], said[1::2]
+    assert [text.split(": ")[1] for text in answers] == questions
+    assert sorted(questions) == sorted(f"{n}/{part}" for n in range(16) for part in range(3))
+    for number in range(16):
+        mine = [text for text in questions if text.startswith(f"{number}/")]
+        assert mine == [f"{number}/{part}" for part in range(3)]
+
+
+async def test_calls_that_are_not_async_need_a_thread(store: ConversationStore) -> None:
+    """They would hold the event loop that they wait for: that is misuse, and says so."""
+    history = LangChainHistory("s", store=store, user_id="ada")
+    for call in (lambda: history.messages, history.clear, lambda: history.add_messages(MESSAGES)):
+        with pytest.raises(UnitOfWorkMisuse, match="StoreThread"):
+            call()
+
+
+def test_a_chain_without_an_event_loop(dsn: str, migrated: set[str]) -> None:
+    """A store in a thread of its own serves it, and event loops at the same time."""
+
+    async def prepare() -> None:
+        async with open_store(dsn, "operational", migrated):
+            pass
+
+    asyncio.run(prepare())
+    with StoreThread(ConversationStore.connect(dsn, min_size=1, max_size=4)) as thread:
+        talk = chain(thread)
+        assert talk.invoke({"question": "one"}, session("s")).content == "1: one"
+        again = asyncio.run(talk.ainvoke({"question": "two"}, session("s")))
+        assert again.content == "3: two"
+        history = LangChainHistory("s", store=thread, user_id="ada")
+        assert len(history.messages) == 4
+        history.clear()
+        history.add_messages(MESSAGES)
+        assert history.messages == MESSAGES
+
+
+def test_the_script_of_the_guide(dsn: str, migrated: set[str]) -> None:
+    """It is short, stores, and another process goes on with the same history."""
+
+    async def prepare() -> None:
+        async with open_store(dsn, "operational", migrated):
+            pass
+
+    asyncio.run(prepare())
+    script = GUIDE.read_text("utf-8").split("```python\n")[1].split("```")[0]
+    assert len(script.splitlines()) <= 20
+    path = os.pathsep.join(filter(None, sys.path))
+    env = os.environ | {"CONVERSATION_STORE_DSN": dsn, "PYTHONPATH": path}
+    for times in (1, 2):
+        code = script.replace("YOUR_MODEL", "lambda asked: f'answer {len(asked.messages)}'")
+        done = subprocess.run(
+            [sys.executable, "-c", code], check=True, env=env, capture_output=True, text=True
+        )
+        assert done.stdout.split() == ["answer", str(4 * times - 3), "answer", str(4 * times - 1)]
