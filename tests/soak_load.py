@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from statistics import quantiles
 from typing import Any, Final, TypeVar
 
-from ledger import Change, Ledger, Turn, Unit
+from ledger import Change, Ledger, Told, Turn, Unit
 from load import SESSION, Load, Work, Writer
 
 from conversation_store import (
@@ -31,8 +31,10 @@ from conversation_store import (
     import_conversations,
     list_conversations,
     messages_after,
+    pop_message,
     purge_conversations,
     redact_message,
+    replace_messages,
     start_conversation,
 )
 
@@ -46,6 +48,7 @@ PATIENCE: Final = 0.01
 LIMITED: Final = 0.1
 """The part of the units that are given a timeout."""
 TIMEOUTS: Final = (0.05, 0.5, 5.0)
+SAYING: Final = "SELECT count(*) FROM {messages} WHERE content = ANY(%s)"
 CONTENT: Final = "SELECT content FROM {messages} WHERE id = %s"
 BUCKET: Final = 2.0
 """Seconds whose latencies are told together."""
@@ -133,7 +136,14 @@ class SoakWriter(Writer):
         """Live through a conversation, then do some of the rest."""
         await super().live()
         rest = [self.get_or_start, self.start_by_request, self.bring_in, self.take_out]
-        rest += [self.forget, self.redact, self.nest, self.hand_over, self.look_around]
+        rest += [
+            self.forget,
+            self.redact,
+            self.take_back,
+            self.nest,
+            self.hand_over,
+            self.look_around,
+        ]
         for each in self.random.sample(rest, 3):
             if not self.load.ends:
                 await each()
@@ -279,6 +289,58 @@ class SoakWriter(Writer):
         await self.unit(redact, changes=[change])
         rest = await self.call(read)
         self.load.is_true(rest in (None, others), f"beside a redacted one: {rest}, was {others}")
+
+    async def take_back(self) -> None:
+        """Start a conversation and append to it; pop that, then replace what is left."""
+        turn, extra = self.load.turn(None), self.load.ledger.turn(None, size=1)
+
+        async def start(uow: AsyncUnitOfWork) -> int:
+            conversation, _ = await start_conversation(
+                uow,
+                user_id=self.user_id,
+                session_id=turn.contents[0][:SESSION],
+                drafts=turn.drafts(),
+            )
+            return conversation.id
+
+        chat = await self.unit(start, turn)
+        if chat is None:
+            return
+
+        async def append(uow: AsyncUnitOfWork) -> list[Message]:
+            return await append_messages(uow, conversation_id=chat, drafts=extra.drafts())
+
+        async def pop(uow: AsyncUnitOfWork) -> Message | None:
+            return await pop_message(uow, conversation_id=chat)
+
+        async def replace(uow: AsyncUnitOfWork) -> list[Message]:
+            return await replace_messages(uow, conversation_id=chat, drafts=now.drafts())
+
+        added = await self.unit(append, extra)
+        if added is None:
+            return
+        self._may_be_gone(turn, extra)
+        popped = await self.unit(pop, changes=[Change(SAYING, (list(extra.contents),), 1, 0)])
+        if popped is None:
+            return
+        self.load.is_true([popped] == added, f"popped {popped}, appended {added}")
+        now = self.load.turn(chat)
+        replaced = await self.unit(
+            replace, now, changes=[Change(SAYING, (list(turn.contents),), len(turn.contents), 0)]
+        )
+        positions = [message.position for message in replaced or []]
+        is_whole = replaced is None or positions == list(range(1, len(now.contents) + 1))
+        self.load.is_true(is_whole, f"replaced by {replaced}")
+
+    def _may_be_gone(self, *turns: Turn) -> None:
+        """Have the ledger ask no more for turns that are taken back from now on."""
+        left = set(turns)
+        for unit in reversed(self.load.ledger.units):
+            if left & set(unit.turns):
+                unit.told = Told.UNKNOWN
+                left -= set(unit.turns)
+            if not left:
+                return
 
     async def scoped(self, work: Work[T], turn: Turn, *, user_id: str) -> T | None:
         """Do something in a unit that acts for one user."""
