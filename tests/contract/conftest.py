@@ -19,7 +19,7 @@ from store_fixtures import (
 
 from conversation_store import AsyncUnitOfWork, ConversationStore
 
-POSTGRES = ["postgres", "application_role", "always_coalescing"]
+POSTGRES = ["application_role", "always_coalescing"]
 """The kinds of store that have a pool on the server."""
 
 

@@ -55,7 +55,7 @@ class MoreStubborn(Stubborn):
         raise LookupError(secret("stubborn"))
 
 
-on_both_adapters = pytest.mark.parametrize("store", ["memory", "postgres"], indirect=True)
+on_both_adapters = pytest.mark.parametrize("store", ["memory", "application_role"], indirect=True)
 
 UNSTORABLE = [
     secret("zero") + "\0",
