@@ -75,6 +75,7 @@ from .service_layer.messages import (
     redact_message,
     replace_messages,
 )
+from .service_layer.observer import Observation, Observer, PoolState, Tally
 from .service_layer.outcome import Outcome
 from .service_layer.removal import delete_conversation, erase_user, purge_conversations
 from .service_layer.retry import Retry
@@ -117,9 +118,12 @@ __all__ = [
     "MessageRepository",
     "NewConversation",
     "NotFound",
+    "Observation",
+    "Observer",
     "OnDuplicate",
     "Outcome",
     "Pending",
+    "PoolState",
     "RemovalCondition",
     "RemovedBatch",
     "RequestConflict",
@@ -132,6 +136,7 @@ __all__ = [
     "StoreMisconfigured",
     "StoreTimeout",
     "StoreUnavailable",
+    "Tally",
     "TransactionAborted",
     "UNCHANGED",
     "Unchanged",

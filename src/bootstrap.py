@@ -11,6 +11,8 @@ from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
+from .service_layer.guarded_observer import GuardedObserver
+from .service_layer.observer import Observer
 from .service_layer.retry import Retry
 from .service_layer.run import run_unit
 from .service_layer.unit_of_work import AsyncUnitOfWork
@@ -67,6 +69,7 @@ class ConversationStore:
         coalesce: bool = False,
         row_security: bool = False,
         retry: Retry | None = None,
+        observer: Observer | None = None,
     ) -> Self:
         """Return a store on PostgreSQL with a pool of its own, opened on entering.
 
@@ -91,6 +94,9 @@ class ConversationStore:
                 `coalesce` are refused. See docs/how-to/row-security.md.
             retry: how often and how long units of work are tried again that the server gave up,
                 and asked for whose answer was lost; by default as `Retry()` says.
+            observer: is told what units of work and service functions do, such as
+                `conversation_store.adapters.otel.OpenTelemetryObserver()`; None: nobody is. See
+                docs/how-to/tracing.md.
 
         Raises StoreMisconfigured for a schema that cannot be, and for `coalesce` with
         `row_security`.
@@ -108,7 +114,13 @@ class ConversationStore:
             prepare_threshold=prepare_threshold,
         )
         store = PostgresStore(
-            pool, schema, dsn=dsn, coalesce=coalesce, row_security=row_security, retry=retry
+            pool,
+            schema,
+            dsn=dsn,
+            coalesce=coalesce,
+            row_security=row_security,
+            retry=retry,
+            observer=_guarded(observer),
         )
         return cls(store)
 
@@ -121,16 +133,23 @@ class ConversationStore:
         coalesce: bool = False,
         row_security: bool = False,
         retry: Retry | None = None,
+        observer: Observer | None = None,
     ) -> Self:
         """Return a store over a pool of the host's, which the host opens and closes.
 
         Connections are given back as they were lent: same autocommit, same isolation level. For
-        `schema`, `coalesce`, `row_security` and `retry` see `connect`.
+        `schema`, `coalesce`, `row_security`, `retry` and `observer` see `connect`; the observer is
+        told how long connections are waited for, but not of the pool, which is the host's.
         """
         from .adapters.postgres.store import PostgresStore
 
         store = PostgresStore(
-            pool, schema, coalesce=coalesce, row_security=row_security, retry=retry
+            pool,
+            schema,
+            coalesce=coalesce,
+            row_security=row_security,
+            retry=retry,
+            observer=_guarded(observer),
         )
         return cls(store)
 
@@ -142,6 +161,7 @@ class ConversationStore:
         lock_timeout: float | None = 5.0,
         row_security: bool = False,
         retry: Retry | None = None,
+        observer: Observer | None = None,
     ) -> Self:
         """Return the twin: a store in memory that behaves as the one on PostgreSQL does.
 
@@ -151,10 +171,14 @@ class ConversationStore:
                 what `lock_timeout` is to PostgreSQL. None waits for ever.
             row_security: refuse what a store on PostgreSQL with row_security refuses.
             retry: as in `connect`.
+            observer: as in `connect`; nothing is sent here, so it is told of no round trips.
         """
         from .adapters.memory.store import InMemoryStore
 
-        return cls(InMemoryStore(clock, lock_timeout, retry, row_security=row_security))
+        store = InMemoryStore(
+            clock, lock_timeout, retry, row_security=row_security, observer=_guarded(observer)
+        )
+        return cls(store)
 
     async def __aenter__(self) -> Self:
         """Open what the store owns."""
@@ -276,6 +300,10 @@ class ConversationStore:
     async def ping(self) -> None:
         """Return if the store answers. Raises StoreUnavailable or StoreTimeout. Round trips: 1."""
         await self._adapter.ping()
+
+
+def _guarded(observer: Observer | None) -> GuardedObserver | None:
+    return None if observer is None else GuardedObserver(observer)
 
 
 def _named(

@@ -1,6 +1,6 @@
 """Ask the advisory service for known weaknesses of what an installation brings: `make audit`.
 
-Asked about is what the package needs to run, its extras `cli` and `embedded` among that, in the
+Asked about is what the package needs to run, its extras among that, in the
 versions that are installed here. A weakness that is known fails; a service that does not answer, or
 does not know a version, is said and fails nothing, so that it works without a network.
 """
@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from packaging.requirements import Requirement
 
-EXTRAS: Final = ("cli", "embedded")
+EXTRAS: Final = ("cli", "embedded", "otel")
 SECONDS: Final = 90
 """The longest that the service is waited for, in all."""
 

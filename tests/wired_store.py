@@ -55,10 +55,14 @@ class Wired:
 
 
 @asynccontextmanager
-async def wired_store(dsn: str, migrated: set[str]) -> AsyncIterator[Wired]:
-    """Give a store behind the proxy: one connection, its first block of ids drawn."""
+async def wired_store(dsn: str, migrated: set[str], **options: Any) -> AsyncIterator[Wired]:
+    """Give a store behind the proxy: one connection, its first block of ids drawn.
+
+    Options are those of `connect`.
+    """
     async with WireProxy(dsn) as proxy:
-        opened = open_store(dsn, "operational", migrated, through=proxy.dsn, min_size=1, max_size=1)
+        values = {"min_size": 1, "max_size": 1} | options
+        opened = open_store(dsn, "operational", migrated, through=proxy.dsn, **values)
         async with opened as store:
             conversation, [message] = await start_conversation(
                 store.unit_of_work(), user_id="u", session_id="s", drafts=[draft("first")]

@@ -21,9 +21,11 @@ from ..domain.conversation import (
 from ..domain.errors import InvalidConversation
 from ..domain.message import Message, MessageDraft
 from ..domain.page import ConversationPage
+from .observed import observed
 from .unit_of_work import AsyncUnitOfWork
 
 
+@observed
 async def start_conversation(
     uow: AsyncUnitOfWork,
     *,
@@ -73,6 +75,7 @@ async def start_conversation(
     return await started
 
 
+@observed
 async def get_or_start_conversation(
     uow: AsyncUnitOfWork,
     *,
@@ -124,6 +127,7 @@ def _owner(uow: AsyncUnitOfWork, user_id: str | None) -> str:
     return owner
 
 
+@observed
 async def get_conversation(uow: AsyncUnitOfWork, *, conversation_id: int) -> Conversation:
     """Read one conversation.
 
@@ -135,6 +139,7 @@ async def get_conversation(uow: AsyncUnitOfWork, *, conversation_id: int) -> Con
         return await uow.conversations.get(conversation_id)
 
 
+@observed
 async def find_conversation(
     uow: AsyncUnitOfWork, *, user_id: str | None = None, session_id: str
 ) -> Conversation | None:
@@ -153,6 +158,7 @@ async def find_conversation(
         return await uow.conversations.find(session_id, user_id)
 
 
+@observed
 async def list_conversations(
     uow: AsyncUnitOfWork,
     *,
@@ -182,6 +188,7 @@ async def list_conversations(
         return await uow.conversations.list_page(user_id, status=wanted, limit=limit, after=after)
 
 
+@observed
 async def update_conversation(
     uow: AsyncUnitOfWork,
     *,
@@ -216,6 +223,7 @@ async def update_conversation(
     return await updated
 
 
+@observed
 async def close_conversation(
     uow: AsyncUnitOfWork, *, conversation_id: int, expected_version: int | None = None
 ) -> Conversation:
@@ -232,6 +240,7 @@ async def close_conversation(
     return await _set_status(uow, conversation_id, Status.CLOSED, expected_version)
 
 
+@observed
 async def reopen_conversation(
     uow: AsyncUnitOfWork, *, conversation_id: int, expected_version: int | None = None
 ) -> Conversation:
@@ -245,6 +254,7 @@ async def reopen_conversation(
     return await _set_status(uow, conversation_id, Status.ACTIVE, expected_version)
 
 
+@observed
 async def archive_conversation(
     uow: AsyncUnitOfWork, *, conversation_id: int, expected_version: int | None = None
 ) -> Conversation:

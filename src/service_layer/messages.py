@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..domain.message import Message, MessageDraft
+from .observed import observed
 from .unit_of_work import AsyncUnitOfWork
 
 
+@observed
 async def append_messages(
     uow: AsyncUnitOfWork,
     *,
@@ -40,6 +42,7 @@ async def append_messages(
     return await appended
 
 
+@observed
 async def pop_message(
     uow: AsyncUnitOfWork, *, conversation_id: int, expected_version: int | None = None
 ) -> Message | None:
@@ -71,6 +74,7 @@ async def pop_message(
     return await popped
 
 
+@observed
 async def replace_messages(
     uow: AsyncUnitOfWork,
     *,
@@ -107,6 +111,7 @@ async def replace_messages(
     return await replaced
 
 
+@observed
 async def redact_message(uow: AsyncUnitOfWork, *, message_id: int) -> Message:
     """Take the words of a message for good; a tombstone keeps its place.
 
@@ -131,6 +136,7 @@ async def redact_message(uow: AsyncUnitOfWork, *, message_id: int) -> Message:
     return await redacted
 
 
+@observed
 async def get_message(uow: AsyncUnitOfWork, *, message_id: int) -> Message:
     """Read one message.
 
@@ -142,6 +148,7 @@ async def get_message(uow: AsyncUnitOfWork, *, message_id: int) -> Message:
         return await uow.messages.get(message_id)
 
 
+@observed
 async def latest_messages(
     uow: AsyncUnitOfWork, *, conversation_id: int, limit: int = 50, before: int | None = None
 ) -> list[Message]:
@@ -162,6 +169,7 @@ async def latest_messages(
         return await uow.messages.latest(conversation_id, limit=limit, before=before)
 
 
+@observed
 async def messages_after(
     uow: AsyncUnitOfWork, *, conversation_id: int, position: int, limit: int = 100
 ) -> list[Message]:

@@ -13,6 +13,7 @@ from ..domain.receipt import ErasureReceipt
 from ..domain.removal import RemovalCondition, RemovedBatch, check_time
 from ..domain.repository import ConversationRepository
 from ..domain.unit import Pending
+from .observed import observed
 from .outcome import Outcome
 from .unit_of_work import AsyncUnitOfWork
 
@@ -25,6 +26,7 @@ LONGEST_PAUSE: Final = 0.5
 _Batches = AsyncGenerator[RemovedBatch]
 
 
+@observed
 async def delete_conversation(
     uow: AsyncUnitOfWork,
     *,
@@ -54,6 +56,7 @@ async def delete_conversation(
     return await _removed(_part_by_part(uow, conversation_id), progress)
 
 
+@observed
 async def erase_user(
     uow: AsyncUnitOfWork,
     *,
@@ -89,6 +92,7 @@ async def erase_user(
     return await _removed(_all_of(uow, RemovalCondition(user_id=owner)), progress)
 
 
+@observed
 async def purge_conversations(
     uow: AsyncUnitOfWork,
     *,

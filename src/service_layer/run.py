@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from ..domain.errors import ConversationStoreError
+from .observed import ObservedUnitOfWork
 from .outcome import Outcome
 from .retry import Retry, try_again, was_given_up
 from .unit_of_work import AsyncUnitOfWork
@@ -35,10 +36,14 @@ async def run_unit(
     whose COMMIT was lost is never done again unless it is certain that it is not stored.
     """
     outcome = Outcome.NOT_STARTED
+    is_again = False
 
     async def once() -> T:
-        nonlocal outcome
+        nonlocal outcome, is_again
         uow = new_unit()
+        if is_again and isinstance(uow, ObservedUnitOfWork):
+            uow.observer.tried_again()
+        is_again = True
         try:
             async with uow:
                 return await work(uow)

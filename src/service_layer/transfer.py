@@ -21,6 +21,7 @@ from ..domain.json_object import weigh
 from ..domain.receipt import ImportReceipt
 from ..domain.record import ConversationRecord, check_record
 from ..domain.repository import OnDuplicate
+from .observed import observed, observed_stream
 from .uninterrupted import begin_uninterrupted
 from .unit_of_work import AsyncUnitOfWork
 
@@ -36,6 +37,7 @@ _CHECKED_AT_ONCE: Final = 16
 """Records that are checked without letting others run."""
 
 
+@observed
 async def import_conversations(
     uow: AsyncUnitOfWork,
     *,
@@ -229,7 +231,8 @@ def export_conversations(
 
     Round trips: 1 for every 1,000 messages, and 2 for its begin and end.
     """
-    return _Export(_exported(uow, user_id))
+    records = _exported(uow, user_id)
+    return _Export(observed_stream(uow, export_conversations.__name__, records))
 
 
 async def _exported(

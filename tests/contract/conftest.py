@@ -16,6 +16,7 @@ from store_fixtures import (
     open_store,
     open_store_as,
 )
+from watching import Watcher
 
 from conversation_store import AsyncUnitOfWork, ConversationStore
 
@@ -51,8 +52,9 @@ async def _lent(dsn: str, migrated: set[str]) -> AsyncIterator[LentStore]:
 
 @asynccontextmanager
 async def _pooled(kind: str, dsn: str, migrated: set[str]) -> AsyncIterator[ConversationStore]:
-    if kind == "application_role":  # in a schema with an awkward name
-        async with open_store_as(APPLICATION, dsn, AWKWARD_SCHEMA, migrated) as store:
+    if kind == "application_role":  # in a schema with an awkward name, and watched
+        options: dict[str, Any] = {"observer": Watcher()}
+        async with open_store_as(APPLICATION, dsn, AWKWARD_SCHEMA, migrated, **options) as store:
             yield store
         return
     async with open_store(dsn, "operational", migrated, coalesce="coalescing" in kind) as store:

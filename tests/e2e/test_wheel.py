@@ -75,7 +75,10 @@ def test_the_wheel_says_what_it_is_and_needs(wheel: Path) -> None:
     assert metadata["Name"] == "conversation-store"
     assert metadata["Version"] == conversation_store.__version__
     assert metadata["License-Expression"] == "MIT"
-    extras = {"browse", "cli", "dev", "embedded", "langchain", "openai-agents", "pytest", "test"}
+    extras = {
+        *("browse", "cli", "dev", "embedded", "langchain", "openai-agents", "otel", "pytest"),
+        "test",
+    }
     assert set(metadata.get_all("Provides-Extra", [])) == extras
     assert needed == {"attrs": set(), "psycopg": {"binary"}, "psycopg-pool": set()}
     assert "conversation-store = " in commands

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from conversation_store.adapters.memory.conversations import InMemoryConversationRepository
     from conversation_store.adapters.memory.messages import InMemoryMessageRepository
     from conversation_store.adapters.memory.unit_of_work import InMemoryUnitOfWork
+    from conversation_store.adapters.otel import OpenTelemetryObserver
     from conversation_store.adapters.postgres.conversations import PsycopgConversationRepository
     from conversation_store.adapters.postgres.messages import PsycopgMessageRepository
     from conversation_store.adapters.postgres.unit_of_work import PsycopgUnitOfWork
@@ -31,6 +32,13 @@ def adapters_fit_their_ports(
     messages: cs.MessageRepository = in_memory[2]
     unit, conversations, messages = on_postgres
     del unit, conversations, messages
+
+
+def observers(observer: cs.Observer, own: OpenTelemetryObserver) -> None:
+    """The observer that is shipped fits the protocol, and every store takes one."""
+    observer = own
+    assert_type(cs.ConversationStore.in_memory(observer=observer), cs.ConversationStore)
+    assert_type(cs.ConversationStore.connect("", observer=None), cs.ConversationStore)
 
 
 async def stores(

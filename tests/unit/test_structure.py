@@ -40,6 +40,7 @@ LAYERS = {
     "adapters.history": ({"domain", "service_layer"}, set[str]()),
     "adapters.langchain": ({"domain", "adapters.history"}, {"langchain_core"}),
     "adapters.openai_agents": ({"domain", "adapters.history"}, {"agents"}),
+    "adapters.otel": ({"domain", "service_layer"}, {"attrs", "opentelemetry"}),
     "adapters": (set[str](), set[str]()),
     "bootstrap": (
         {"domain", "service_layer", "adapters.memory.store"}
@@ -258,7 +259,7 @@ def test_importing_the_package_loads_no_driver_and_does_nothing_else() -> None:
     loaded = {name.split(".")[0] for name in modules}
 
     assert said.stderr == ""
-    assert loaded & {"psycopg", "psycopg_pool", "click", "rich", "src"} == set()
+    assert loaded & {"psycopg", "psycopg_pool", "click", "rich", "opentelemetry", "src"} == set()
     assert [name for name in modules if name.startswith("conversation_store.adapters.")] == []
     assert effects == []
     assert as_before

@@ -7,8 +7,10 @@ from datetime import datetime
 
 from ...domain.errors import UnitOfWorkMisuse
 from ...domain.scope import Scope
+from ...service_layer.observer import Observer
 from ...service_layer.retry import Retry
 from .database import Database
+from .observed import ObservedInMemoryUnitOfWork
 from .unit_of_work import InMemoryUnitOfWork
 
 
@@ -22,7 +24,9 @@ class InMemoryStore:
         retry: Retry | None = None,
         *,
         row_security: bool = False,
+        observer: Observer | None = None,
     ) -> None:
+        self._observer = observer
         self._row_security = row_security
         self._database = Database(clock, lock_timeout)
         self.retry = retry or Retry()
@@ -43,6 +47,10 @@ class InMemoryStore:
         if connection is not None:
             raise UnitOfWorkMisuse(reason="a store in memory uses no connection")
         scope = Scope(user_id, self._row_security)
+        if self._observer is not None:
+            return ObservedInMemoryUnitOfWork(
+                self._observer, self._database, scope, self.retry, timeout
+            )
         return InMemoryUnitOfWork(self._database, scope, self.retry, timeout)
 
     async def migrate(

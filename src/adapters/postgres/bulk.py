@@ -28,6 +28,7 @@ from .connections import Connection
 from .errors import DEADLOCK, SESSION_KEY, NotEncodableError, translate
 from .rows import Row, utc
 from .statement import Command, CommandFailedError, Cursor, Statement, execute_together, new_cursor
+from .tallying import note_sent
 from .texts import Texts
 
 _TRIAL: Final = b"conversation_store_batch"
@@ -135,6 +136,7 @@ async def _is_copied(connection: Connection, texts: Texts, placed: list[_Placed]
             raise translate(error) from error
     else:
         return True
+    note_sent(connection)
     try:
         await new_cursor(connection).execute(_UNDO, prepare=False)
     except psycopg.Error as error:
@@ -156,6 +158,7 @@ def _note(texts: Texts, ids: Sequence[int], conversations: int) -> Statement[Non
 async def _copy(
     connection: Connection, text: bytes, types: Sequence[int], rows: Iterable[Row]
 ) -> None:
+    note_sent(connection, round_trips=2)  # before the rows, and after them
     try:
         async with new_cursor(connection).copy(text) as copy:
             copy.set_types(types)

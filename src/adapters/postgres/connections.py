@@ -26,6 +26,7 @@ from ...domain.errors import (
 from ...service_layer.uninterrupted import begin_uninterrupted
 from .encryption import EncryptionWatch
 from .errors import MISUSE, READ_ONLY, translate
+from .tallying import note_sent
 from .waiting import in_time
 
 Connection: TypeAlias = AsyncConnection[Any]
@@ -106,6 +107,7 @@ class Connections(ABC):
         try:
             await asyncio.sleep(0)  # what follows
             if connection.pgconn.transaction_status == TransactionStatus.INTRANS:
+                note_sent(connection)
                 await in_time(connection.commit())
         finally:
             await self.give_back(connection)
@@ -144,8 +146,10 @@ async def clean(connection: Connection) -> None:
         return
     try:
         if forget_doubt(connection) and is_idle(connection):
+            note_sent(connection, 2, round_trips=2)
             await in_time(_begin_and_roll_back(connection))
         elif is_usable(connection):
+            note_sent(connection)
             await in_time(connection.rollback())
     except psycopg.Error:
         cut(connection)

@@ -43,6 +43,7 @@ from .statement import (
     execute_together,
     fetch_among,
 )
+from .tallying import note_sent
 
 _WORTH_ASKING_AGAIN: Final = (*GIVEN_UP, StoreTimeout, CommitOutcomeUnknown)
 
@@ -156,6 +157,7 @@ class Inquiry:
         """
         try:
             commands = [*self.opening.commands(), *(Command.of(s) for s in self.statements)]
+            note_sent(connection, 2, round_trips=2)  # BEGIN and ROLLBACK
             async with connection.transaction(force_rollback=True):
                 await execute_together(connection, [], commands)
         except CommandFailedError as failure:

@@ -19,6 +19,7 @@ from .connections import Connection, cut, doubt, is_idle
 from .errors import NotEncodableError, translate
 from .quiet import REFUSED
 from .rows import Row
+from .tallying import note_sent
 
 T = TypeVar("T")
 
@@ -190,6 +191,8 @@ async def execute_together(
         if is_idle(connection) and not all(map(succeeded, seen)):
             doubt(connection)
         raise
+    finally:
+        note_sent(connection, len(commands), cursors)
 
 
 async def _execute_together(
@@ -282,4 +285,6 @@ async def fetch_rows(connection: Connection, text: bytes, parameters: Parameters
         await execute(cursor, Command(text, parameters))
     except psycopg.Error as error:
         raise translate(error) from error
+    finally:
+        note_sent(connection, 1, [cursor])
     return await cursor.fetchall()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 import psycopg
@@ -13,6 +14,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from ...domain.errors import StoreMisconfigured, StoreUnavailable
 from ...domain.scope import Scope
+from ...service_layer.observer import Observer, PoolState
 from ...service_layer.retry import Retry
 from .connection_string import UNREADABLE, check_connection_string
 from .connections import Connection, Pool, PooledConnections
@@ -21,6 +23,7 @@ from .group_commit import GroupCommit
 from .ids import DRAWING, IdSource, draw_blocks
 from .lent import LentConnection
 from .migrate import Wanted, check_schema, migrate
+from .observed import ObservedPsycopgUnitOfWork
 from .quiet import quieten
 from .statement import fetch_rows
 from .texts import Texts
@@ -43,6 +46,7 @@ class PostgresStore:
         coalesce: bool = False,
         row_security: bool = False,
         retry: Retry | None = None,
+        observer: Observer | None = None,
     ) -> None:
         check_schema(schema)
         if coalesce and row_security:
@@ -58,6 +62,8 @@ class PostgresStore:
         self._texts = Texts(schema)
         self._connections = PooledConnections(pool)
         self.retry = retry or Retry()
+        self._observer = observer
+        self._tell_end: Callable[[], None] | None = None
         self._ids = IdSource(self._draw_blocks)
         self._group_commit = GroupCommit(self._connections, self._texts) if coalesce else None
 
@@ -76,9 +82,14 @@ class PostgresStore:
         except BaseException:
             await self._pool.close()
             raise
+        if self._observer is not None:
+            self._tell_end = self._observer.pool_opened(self._pool_state)
 
     async def close(self) -> None:
         """Close what is ours; a pool that was lent stays open."""
+        if self._tell_end is not None:
+            self._tell_end()
+            self._tell_end = None
         await self._ids.close()
         if self._dsn is not None:
             await self._pool.close()
@@ -91,7 +102,10 @@ class PostgresStore:
     ) -> PsycopgUnitOfWork:
         """Return a unit of work, over the pool or over one connection of the host's."""
         is_lent = connection is not None
-        return PsycopgUnitOfWork(
+        new_unit: Callable[..., PsycopgUnitOfWork] = PsycopgUnitOfWork
+        if self._observer is not None:
+            new_unit = partial(ObservedPsycopgUnitOfWork, self._observer)
+        return new_unit(
             self._connections if connection is None else LentConnection(connection),
             self._texts,
             self._ids,
@@ -122,6 +136,16 @@ class PostgresStore:
         """Ask the server for an answer. Errors: StoreUnavailable, StoreTimeout."""
         async with self._connections.borrowed() as connection:
             await fetch_rows(connection, b"SELECT 1", {})
+
+    def _pool_state(self) -> PoolState:
+        now = self._pool.get_stats()
+        idle = now.get("pool_available", 0)
+        return PoolState(
+            used=now.get("pool_size", 0) - idle,
+            idle=idle,
+            waiting=now.get("requests_waiting", 0),
+            most=self._pool.max_size,
+        )
 
     @interruptible
     async def _draw_blocks(self, blocks: int) -> list[range]:
