@@ -1256,3 +1256,34 @@ async def test_what_lost_its_end_since(lossy: Lossy, between: Any, name: str) ->
         assert uow.outcome is Outcome.COMMITTED
     said = [text for one in await state(lossy) for _, text, _, _ in one[-1]]
     assert said == ["question 1", "question 2", "answer 2"]
+
+
+@pytest.mark.parametrize("is_start", [False, True])
+async def test_a_request_beside_what_proves_it_lost_its_end_since(
+    lossy: Lossy, between: Any, is_start: bool
+) -> None:
+    """It was stored, and gives what is left of it, not what stands where its end was."""
+    new = NewConversation(user_id="u", session_id="new")
+    if not is_start:
+        await start_conversation(lossy.uow(), user_id="u", session_id="new")
+
+    async def pop_and_append() -> None:
+        uow = lossy.direct.unit_of_work()
+        found = await find_conversation(uow, user_id="u", session_id="new")
+        assert found is not None
+        await pop_message(uow, conversation_id=found.id)
+        await append_messages(uow, conversation_id=found.id, drafts=turn(2))
+
+    between(pop_and_append)
+    found = await find_conversation(lossy.uow(), user_id="u", session_id="new")
+    lossy.proxy.lose()
+    async with lossy.uow() as uow:
+        uow.messages.append(lossy.chat, turn(0))
+        pending: Any
+        if found is None:
+            pending = uow.conversations.add(new, turn(1), request_id="r")
+        else:
+            pending = uow.messages.append(found.id, turn(1), request_id="r")
+    messages = (await pending)[1] if found is None else await pending
+    assert uow.outcome is Outcome.COMMITTED
+    assert [(message.position, message.content) for message in messages] == [(1, "question 1")]
