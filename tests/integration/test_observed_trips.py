@@ -186,12 +186,12 @@ async def test_what_is_sent_in_a_hosts_transaction(watched: Watched) -> None:
 async def test_a_read_that_is_sent_again_is_a_retry(watched: Watched) -> None:
     """A connection that ends while it reads is no reason to fail, and is told of."""
     uow = watched.wired.store.unit_of_work()
-    sever = next(iter(watched.wired.proxy.connections))
     reading = asyncio.create_task(get_conversation(uow, conversation_id=watched.wired.conversation))
     watched.watcher.forget()
     while not watched.watcher.waits:
         await asyncio.sleep(0)
-    sever.cut()
+    for connection in list(watched.wired.proxy.connections):
+        connection.cut()
     await reading
     [unit] = watched.watcher.units
     assert unit.tally is not None
@@ -202,14 +202,14 @@ async def test_a_read_that_is_sent_again_is_a_retry(watched: Watched) -> None:
 async def test_a_write_whose_answer_is_lost_is_a_retry(watched: Watched) -> None:
     """It is asked for, which is told as one retry, and what that took is counted for the unit."""
     uow = watched.wired.store.unit_of_work()
-    sever = next(iter(watched.wired.proxy.connections))
     watched.watcher.forget()
     writing = asyncio.create_task(
         append_messages(uow, conversation_id=watched.wired.conversation, drafts=turn(1))
     )
     while not watched.watcher.waits:
         await asyncio.sleep(0)
-    sever.cut()
+    for connection in list(watched.wired.proxy.connections):
+        connection.cut()
     await writing
     [unit] = watched.watcher.units
     assert unit.outcome is Outcome.COMMITTED
