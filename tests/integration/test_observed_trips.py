@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from functools import partial
 from typing import Any
 
 import psycopg
 import pytest
 from attrs import define
-from store_fixtures import open_store, turn
+from store_fixtures import APPLICATION, as_role, draft, open_store, open_store_as, turn
 from watching import Watcher
-from wire_proxy import WireCount
+from wire_proxy import WireCount, WireProxy
 from wired_store import SERVICE_FUNCTIONS, Wired, wired_store
 
 from conversation_store import (
@@ -47,6 +48,30 @@ async def watched(dsn: str, migrated: set[str]) -> AsyncIterator[Watched]:
         yield Watched(wired, watcher)
 
 
+@pytest.fixture
+async def secured(dsn: str, migrated: set[str]) -> AsyncIterator[Watched]:
+    """Give one with row security."""
+    watcher = Watcher()
+    options: dict[str, Any] = {
+        "observer": watcher,
+        "prepare_threshold": None,
+        "min_size": 1,
+        "max_size": 1,
+    }
+    async with WireProxy(as_role(dsn, APPLICATION)) as proxy:
+        opened = open_store_as(APPLICATION, dsn, "observed row security", migrated, policies=True)
+        async with (
+            opened,
+            ConversationStore.connect(
+                proxy.dsn, schema="observed row security", row_security=True, **options
+            ) as store,
+        ):
+            conversation, [message] = await start_conversation(
+                store.unit_of_work(user_id="u"), session_id="s", drafts=[draft("first")]
+            )
+            yield Watched(Wired(store, proxy, conversation.id, message.id), watcher)
+
+
 async def compare(watched: Watched, call: Callable[[], Awaitable[Any]]) -> WireCount:
     """Do something, and assert that the observer was told of what passed; ids are nobody's."""
     watched.watcher.forget()
@@ -61,29 +86,46 @@ async def compare(watched: Watched, call: Callable[[], Awaitable[Any]]) -> WireC
     return wire
 
 
-async def test_what_service_functions_send(watched: Watched) -> None:
+@pytest.mark.parametrize("name", SERVICE_FUNCTIONS)
+async def test_what_service_functions_send(watched: Watched, name: str) -> None:
     """Alone, each is told to be one statement in one round trip, as it is."""
-    for name, function in SERVICE_FUNCTIONS.items():
-        uow = watched.wired.store.unit_of_work()
-        chat, [message] = await start_conversation(
-            uow, user_id="u", session_id=watched.wired.fresh(), drafts=turn(1)[:1]
-        )
-        watched.wired.conversation, watched.wired.message = chat.id, message.id
+    await calls_once(watched, name)
 
-        async def call(function: Callable[..., Awaitable[Any]] = function, uow: Any = uow) -> None:
-            await function(watched.wired, uow)
 
-        await compare(watched, call)
-        call_seen, unit = watched.watcher.seen
-        assert call_seen.tally == unit.tally, name
-        assert unit.tally is not None
-        assert (unit.tally.round_trips, unit.tally.retries) == (1, 0), name
-        assert unit.tally.rows >= 1 or name.startswith(("erase", "purge", "delete")), name
+@pytest.mark.parametrize("name", ["append_messages", "pop_message", "latest_messages"])
+async def test_what_service_functions_send_under_row_security(secured: Watched, name: str) -> None:
+    """The user that is set, and the BEGIN and COMMIT of a lone write, are among what is told."""
+    await calls_once(secured, name)
+
+
+async def calls_once(watched: Watched, name: str) -> None:
+    """Assert that a service function is told as what it is: one round trip."""
+    uow = watched.wired.store.unit_of_work(user_id="u")
+    call = partial(SERVICE_FUNCTIONS[name], watched.wired, uow)
+    if name.endswith(", replay"):
+        await call()
+    await compare(watched, call)
+    seen, unit = watched.watcher.seen
+    assert seen.tally == unit.tally
+    assert unit.tally is not None
+    assert (unit.tally.round_trips, unit.tally.retries) == (1, 0)
+    assert unit.tally.rows >= 1 or name.startswith(("erase", "purge", "delete"))
+
+
+async def read(stream: AsyncGenerator[Any]) -> None:
+    """Read an export to its end."""
+    assert [record async for record in stream]
+
+
+async def leave(stream: AsyncGenerator[Any]) -> None:
+    """Leave an export half way."""
+    async with aclosing(stream):
+        await anext(stream)
 
 
 async def several(store: ConversationStore, conversation: int) -> None:
     """Write several times in one flush."""
-    async with store.unit_of_work() as uow:
+    async with store.unit_of_work(user_id="u") as uow:
         for number in range(3):
             uow.messages.append(conversation, turn(number))
 
@@ -91,14 +133,22 @@ async def several(store: ConversationStore, conversation: int) -> None:
 async def refused(store: ConversationStore, conversation: int) -> None:
     """Have the second of two writes refused, so that the connection has to be cleaned."""
     with pytest.raises(ConversationNotFound):
-        async with store.unit_of_work() as uow:
+        async with store.unit_of_work(user_id="u") as uow:
             uow.messages.append(conversation, turn(1))
             uow.messages.append(NOWHERE, turn(1))
 
 
+async def refused_alone(store: ConversationStore, conversation: int) -> None:
+    """Have a lone write refused, and write another."""
+    uow = store.unit_of_work(user_id="u")
+    with pytest.raises(ConversationNotFound):
+        await append_messages(uow, conversation_id=NOWHERE, drafts=turn(1))
+    await append_messages(uow, conversation_id=conversation, drafts=turn(1))
+
+
 async def interactive(store: ConversationStore, conversation: int) -> None:
     """Write, read, have a write refused and undone, write again: a transaction."""
-    async with store.unit_of_work() as uow:
+    async with store.unit_of_work(user_id="u") as uow:
         for number in range(2):
             await append_messages(uow, conversation_id=conversation, drafts=turn(number))
         await latest_messages(uow, conversation_id=conversation)
@@ -111,14 +161,14 @@ async def interactive(store: ConversationStore, conversation: int) -> None:
 
 async def undone(store: ConversationStore, conversation: int) -> None:
     """Roll a transaction back."""
-    async with store.unit_of_work() as uow:
+    async with store.unit_of_work(user_id="u") as uow:
         await append_messages(uow, conversation_id=conversation, drafts=turn(1))
         await uow.rollback()
 
 
 async def limited(store: ConversationStore, conversation: int) -> None:
     """Write and read with a limit, which is sent too."""
-    uow = store.unit_of_work(timeout=30)
+    uow = store.unit_of_work(user_id="u", timeout=30)
     await append_messages(uow, conversation_id=conversation, drafts=turn(1))
     await get_conversation(uow, conversation_id=conversation)
 
@@ -135,6 +185,12 @@ async def imported_and_exported(store: ConversationStore, _: int) -> None:
     assert len([record async for record in exported]) == 1200
 
 
+async def exported(store: ConversationStore, _: int) -> None:
+    """Export to the end, and half way."""
+    await read(export_conversations(store.unit_of_work(user_id="u")))
+    await leave(export_conversations(store.unit_of_work(user_id="u")))
+
+
 async def exported_inside(store: ConversationStore, conversation: int) -> None:
     """Export inside of a transaction."""
     async with store.unit_of_work(user_id="u") as uow:
@@ -142,13 +198,53 @@ async def exported_inside(store: ConversationStore, conversation: int) -> None:
         assert [record async for record in export_conversations(uow)]
 
 
-SHAPES = [several, refused, interactive, undone, limited, imported_and_exported, exported_inside]
+SHAPES = [
+    several,
+    refused,
+    refused_alone,
+    interactive,
+    undone,
+    limited,
+    imported_and_exported,
+    exported,
+    exported_inside,
+]
 
 
 async def test_what_other_units_send(watched: Watched) -> None:
     """Whatever is done in a unit of work, and however it ends."""
     for shape in SHAPES:
         await compare(watched, partial(shape, watched.wired.store, watched.wired.conversation))
+
+
+async def test_what_other_units_send_under_row_security(secured: Watched) -> None:
+    """The same, where a refused write has to be rolled back; an import is none of theirs."""
+    for shape in SHAPES:
+        if shape is not imported_and_exported:
+            await compare(secured, partial(shape, secured.wired.store, secured.wired.conversation))
+
+
+@pytest.mark.parametrize("use", [read, leave])
+@pytest.mark.parametrize("autocommit", [True, False])
+async def test_what_an_export_sends_on_a_lent_connection(
+    watched: Watched, use: Callable[[AsyncGenerator[Any]], Awaitable[None]], *, autocommit: bool
+) -> None:
+    """Its transaction, its chunks, its end; and its chunks alone in a transaction of the host's."""
+    async with await psycopg.AsyncConnection.connect(
+        watched.wired.proxy.dsn, prepare_threshold=None, autocommit=autocommit
+    ) as lent:
+
+        async def export() -> None:
+            await use(export_conversations(watched.wired.store.unit_of_work(connection=lent)))
+
+        wire = await compare(watched, export)
+        assert wire.round_trips == 3
+        await compare(watched, export)
+        await lent.execute("BEGIN" if autocommit else "SELECT 1")
+        wire = await compare(watched, export)
+        assert wire.round_trips == 2
+        await lent.rollback()
+        assert not any("tally" in name for name in vars(lent))
 
 
 async def test_what_is_sent_in_a_hosts_transaction(watched: Watched) -> None:

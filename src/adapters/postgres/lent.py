@@ -31,6 +31,7 @@ from .connections import (
     is_idle,
     is_usable,
 )
+from .tallying import note_sent
 from .waiting import CLEANING, GRACE, in_time, is_cancelled
 
 _ENDING: Final = "_conversation_store_ending"
@@ -169,6 +170,7 @@ class _Ending:
         try:
             if is_doubted and is_idle(connection):
                 await self._do(connection._exec_command(b"BEGIN"))
+                note_sent(connection)
             status = connection.pgconn.transaction_status
             if is_doubted or status == TransactionStatus.INERROR:
                 await self._do(connection._rollback_gen())
@@ -176,6 +178,8 @@ class _Ending:
                 # Rolled back, it would cost the connection its prepared statements, and the host
                 # what it wrote on it meanwhile.
                 await self._do(connection._commit_gen())
+            if status != TransactionStatus.IDLE:
+                note_sent(connection)
         except psycopg.ProgrammingError as error:
             if error.sqlstate is None:
                 if is_doubted:
@@ -188,6 +192,7 @@ class _Ending:
 
     def _fail(self, error: psycopg.Error) -> None:
         """Tell of an error; what the host wrote meanwhile may be what cannot be committed."""
+        note_sent(self.connection)
         if not is_idle(self.connection):
             cut(self.connection)
         self._tell(error)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from attrs import define
+
 from ...domain.errors import CommitOutcomeUnknown
 from ...domain.scope import Scope
 from ...service_layer.observed import ObservedUnitOfWork
@@ -17,7 +19,8 @@ from .ids import IdSource
 from .lent import LentConnection
 from .rows import Row
 from .statement import Parameters
-from .tallying import count_for, stop_counting
+from .stream import RowStream
+from .tallying import count_for, counting_for, stop_counting
 from .texts import Texts
 from .unit_of_work import PsycopgUnitOfWork
 
@@ -65,14 +68,35 @@ class CountedLentConnection(LentConnection):
         return connection
 
     async def end_reading(self, connection: Connection, cursor: bytes) -> None:
-        """End the transaction of a cursor; see LentConnection.end_reading."""
-        self._tally.note_sent()
+        """End the transaction of a cursor; see LentConnection.end_reading.
+
+        What is sent only when the host has ended what it began inside is counted for nobody.
+        """
         stop_counting(connection, self._tally)
-        await super().end_reading(connection, cursor)
+        with counting_for(connection, self._tally):
+            await super().end_reading(connection, cursor)
 
     async def _put(self, connection: Connection) -> None:
         stop_counting(connection, self._tally)
         await super()._put(connection)
+
+
+@define(eq=False)
+class CountedStream:
+    """A stream in a transaction of the host's: the unit may have been left when it is read."""
+
+    stream: RowStream
+    connection: Connection
+    tally: Tally
+
+    async def next_chunk(self) -> list[Row]:
+        """Read the next rows."""
+        with counting_for(self.connection, self.tally):
+            return await self.stream.next_chunk()
+
+    async def close(self) -> None:
+        """Give back what the stream holds."""
+        await self.stream.close()
 
 
 class ObservedPsycopgUnitOfWork(ObservedUnitOfWork, PsycopgUnitOfWork):
@@ -144,6 +168,11 @@ class ObservedPsycopgUnitOfWork(ObservedUnitOfWork, PsycopgUnitOfWork):
         finally:
             if step.sent and self.tally.round_trips == trips:
                 self.tally.note_sent(rows=1)  # of the one statement that it shared
+
+    async def _stream(self, text: bytes, parameters: Parameters) -> RowStream:
+        stream = await super()._stream(text, parameters)
+        is_lent = self.is_in_host_transaction
+        return CountedStream(stream, self._lent, self.tally) if is_lent else stream
 
     # What is tried again --------------------------------------------------------------------------
 

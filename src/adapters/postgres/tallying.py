@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from typing import Any, Final
 
 from psycopg import AsyncConnection, AsyncCursor
@@ -25,6 +26,17 @@ def stop_counting(connection: AsyncConnection[Any], tally: Tally) -> None:
     """Count no more for this tally; where it is another's turn by now, that goes on."""
     if connection.__dict__.get(_TALLY) is tally:
         del connection.__dict__[_TALLY]
+
+
+@contextmanager
+def counting_for(connection: AsyncConnection[Any], tally: Tally) -> Generator[None]:
+    """Count for this tally in a block, and then as before, where it is nobody else's turn."""
+    former = count_for(connection, tally)
+    try:
+        yield
+    finally:
+        if connection.__dict__.get(_TALLY) is tally:
+            count_for(connection, former)
 
 
 def note_sent(
