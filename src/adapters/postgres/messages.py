@@ -42,14 +42,7 @@ class PsycopgMessageRepository(MessageRepository):
 
     def _append(self, turn: Turn) -> Statement[list[Message]]:
         drafts = drafts_text(turn.drafts)
-        parameters: dict[str, object] = {
-            "conversation_id": Int8(turn.conversation_id),
-            "user_id": self._unit.user_id,
-            "expected_version": integer_text(turn.expected_version),
-            "accepting": ACCEPTING,
-            "count": Int8(len(turn.drafts)),
-            "drafts": drafts,
-        }
+        parameters = self._given(turn, drafts)
 
         def bind(ids: Sequence[int]) -> Parameters:
             parameters["ids"] = array(ids)
@@ -93,6 +86,17 @@ class PsycopgMessageRepository(MessageRepository):
             read_placed=read if turn.expected_version is None else None,
         )
 
+    def _given(self, turn: Turn, drafts: str) -> dict[str, object]:
+        """Return the parameters of a turn, but for its ids."""
+        return {
+            "conversation_id": Int8(turn.conversation_id),
+            "user_id": self._unit.user_id,
+            "expected_version": integer_text(turn.expected_version),
+            "accepting": ACCEPTING,
+            "count": Int8(len(turn.drafts)),
+            "drafts": drafts,
+        }
+
     def _pop(self, conversation_id: int, expected_version: int | None) -> Statement[Message | None]:
         parameters: dict[str, object] = {
             "conversation_id": Int8(conversation_id),
@@ -119,14 +123,7 @@ class PsycopgMessageRepository(MessageRepository):
 
     def _replace(self, turn: Turn) -> Statement[list[Message]]:
         drafts = drafts_text(turn.drafts)
-        parameters: dict[str, object] = {
-            "conversation_id": Int8(turn.conversation_id),
-            "user_id": self._unit.user_id,
-            "expected_version": integer_text(turn.expected_version),
-            "accepting": ACCEPTING,
-            "count": Int8(len(turn.drafts)),
-            "drafts": drafts,
-        }
+        parameters = self._given(turn, drafts)
 
         def bind(ids: Sequence[int]) -> Parameters:
             parameters["ids"] = array(ids)
