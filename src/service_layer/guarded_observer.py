@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
-from typing import Final, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from attrs import frozen
 
+from .log import LOGGER
 from .observer import Observation, Observer, PoolState, Tally
 from .outcome import Outcome
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-_LOGGER: Final = logging.getLogger("conversation_store")
-_LOGGER.addHandler(logging.NullHandler())  # a host that configures no logging hears nothing
 
 
 def _told(tell: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T | None:
@@ -24,7 +21,7 @@ def _told(tell: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T | 
         return tell(*arguments, **options)
     except Exception as error:  # noqa: BLE001 - whatever another's observer raises
         # Without its text and traceback: those may quote anything.
-        _LOGGER.warning("the observer of the store raised %s", type(error).__name__)
+        LOGGER.warning("the observer of the store raised %s", type(error).__name__)
         return None
 
 

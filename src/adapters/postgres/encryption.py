@@ -6,15 +6,12 @@ without a word what people said can travel readable.
 
 from __future__ import annotations
 
-import logging
 from ipaddress import IPv6Address, ip_address
-from typing import Final
 
 from psycopg import capabilities
 from psycopg.pq.abc import PGconn
 
-LOGGER: Final = logging.getLogger("conversation_store")
-LOGGER.addHandler(logging.NullHandler())  # a host that configures no logging hears nothing
+from ...service_layer.log import LOGGER
 
 
 class EncryptionWatch:
