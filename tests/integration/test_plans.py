@@ -339,7 +339,7 @@ async def test_replace_messages(explain: Explain, planning: Planning, user_id: s
     async def call(uow: AsyncUnitOfWork) -> None:
         await replace_messages(uow, conversation_id=SHORT, drafts=turn(1))
 
-    check(await explain(call, planning, user_id), rows=300, buffers=2000)
+    check(await explain(call, planning, user_id), rows=300, buffers=2000, bitmap=True)
 
 
 @plannings
