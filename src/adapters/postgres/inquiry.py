@@ -33,6 +33,7 @@ from .commit import is_lost
 from .connections import Connection, Connections, clean
 from .errors import UNIQUE, caused, is_id_taken, translate
 from .opening import Opening
+from .sql import LOGGED
 from .statement import (
     BEGIN,
     COMMIT,
@@ -47,7 +48,7 @@ from .tallying import note_sent
 
 _WORTH_ASKING_AGAIN: Final = (*GIVEN_UP, StoreTimeout, CommitOutcomeUnknown)
 
-_RECORD: Final = Command(b"SELECT pg_logical_emit_message(true, 'conversation-store', '')")
+_RECORD: Final = Command(LOGGED.encode())
 """Writes a log record, so that the answer waits for the synchronous standbys.
 
 A statement that finds its work done writes nothing, and what it finds may not have reached them.
