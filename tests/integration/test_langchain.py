@@ -6,7 +6,6 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -103,16 +102,10 @@ def session(name: str) -> Any:
     return {"configurable": {"session_id": name}}
 
 
-@pytest.fixture(params=["memory", "postgres"])
-async def store(request: pytest.FixtureRequest) -> AsyncIterator[ConversationStore]:
+@pytest.fixture
+def store(framework_store: ConversationStore) -> ConversationStore:
     """Give an empty store of each kind."""
-    if request.param == "memory":
-        async with ConversationStore.in_memory(row_security=True) as opened:
-            yield opened
-        return
-    dsn, migrated = (request.getfixturevalue(name) for name in ("dsn", "migrated"))
-    async with open_store(dsn, "operational", migrated) as opened:
-        yield opened
+    return framework_store
 
 
 async def test_messages_of_every_kind_come_back_unchanged(store: ConversationStore) -> None:

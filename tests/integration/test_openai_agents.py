@@ -54,16 +54,10 @@ def agent() -> Agent[Any]:
     return Agent(name="a", model=Stub(), tools=[weather])
 
 
-@pytest.fixture(params=["memory", "postgres"])
-async def store(request: pytest.FixtureRequest) -> AsyncIterator[ConversationStore]:
+@pytest.fixture
+def store(framework_store: ConversationStore) -> ConversationStore:
     """Give an empty store of each kind."""
-    if request.param == "memory":
-        async with ConversationStore.in_memory(row_security=True) as opened:
-            yield opened
-        return
-    dsn, migrated = (request.getfixturevalue(name) for name in ("dsn", "migrated"))
-    async with open_store(dsn, "operational", migrated) as opened:
-        yield opened
+    return framework_store
 
 
 def session_of(store: ConversationStore, session_id: str = "s", **values: Any) -> AgentsSession:
