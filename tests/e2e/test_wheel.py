@@ -76,8 +76,8 @@ def test_the_wheel_says_what_it_is_and_needs(wheel: Path) -> None:
     assert metadata["Version"] == conversation_store.__version__
     assert metadata["License-Expression"] == "MIT"
     extras = {
-        *("browse", "cli", "dev", "embedded", "langchain", "openai-agents", "otel", "pytest"),
-        "test",
+        *("google-adk", "langchain", "llama-index", "openai-agents", "pydantic-ai"),
+        *("browse", "cli", "dev", "embedded", "otel", "pytest", "test"),
     }
     assert set(metadata.get_all("Provides-Extra", [])) == extras
     assert needed == {"attrs": set(), "psycopg": {"binary"}, "psycopg-pool": set()}
