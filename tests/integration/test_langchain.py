@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+from guide_script import run_script
 from store_fixtures import draft, open_store
 
 if "CONVERSATION_STORE_CI" not in os.environ:
@@ -43,8 +41,6 @@ from conversation_store.adapters.history import StoreThread
 from conversation_store.adapters.langchain import LangChainHistory
 
 pytestmark = pytest.mark.filterwarnings("ignore:RunnableWithMessageHistory is deprecated")
-
-GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "langchain.md"
 
 CALL = {"name": "weather", "args": {"city": "\u00dcxk\u00fcll", "days": 2}, "id": "c_1"}
 
@@ -233,21 +229,9 @@ def test_a_chain_without_an_event_loop(dsn: str, migrated: set[str]) -> None:
         assert history.messages == MESSAGES
 
 
-def test_the_script_of_the_guide(dsn: str, migrated: set[str]) -> None:
-    """It is short, and goes on with the history that another process began."""
-
-    async def begin() -> None:
-        async with open_store(dsn, "operational", migrated) as store:
-            for text in ("one", "two"):
-                await chain(store).ainvoke({"question": text}, session("s-1"))
-
-    asyncio.run(begin())
-    script = GUIDE.read_text("utf-8").split("```python\n")[1].split("```")[0]
-    assert len(script.splitlines()) <= 20
-    path = os.pathsep.join(filter(None, sys.path))
-    env = os.environ | {"CONVERSATION_STORE_DSN": dsn, "PYTHONPATH": path}
-    code = script.replace("YOUR_MODEL", "lambda asked: f'answer {len(asked.messages)}'")
-    done = subprocess.run(
-        [sys.executable, "-c", code], check=True, env=env, capture_output=True, text=True
-    )
-    assert done.stdout.split() == ["answer", "5", "answer", "7"]
+@pytest.mark.usefixtures("postgres")
+def test_the_script_of_the_guide(dsn: str) -> None:
+    """Run again, in another process, it shows the history of the first time, and goes on."""
+    first = run_script("langchain.md", dsn)
+    assert first == "human: What is a heron?\nai: A bird that stands still.\n"
+    assert run_script("langchain.md", dsn) == first * 2

@@ -10,10 +10,10 @@ import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
-from pathlib import Path
 from typing import Any
 
 import pytest
+from guide_script import run_script
 from store_fixtures import draft, open_store
 
 if "CONVERSATION_STORE_CI" not in os.environ:
@@ -39,8 +39,6 @@ from conversation_store.adapters.history import StoreThread
 from conversation_store.adapters.openai_agents import AgentsSession
 
 set_tracing_disabled(True)
-
-GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "openai-agents.md"
 
 
 @function_tool
@@ -361,28 +359,16 @@ def test_the_package_does_not_import_it() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_the_script_of_the_guide(dsn: str, migrated: set[str]) -> None:
-    """It is short, and goes on with the history that another process began."""
-    texts = ["What is a heron?", "Where does it live?"]
-
-    async def begin() -> None:
-        async with open_store(dsn, "operational", migrated) as store:
-            for text in texts:
-                await Runner.run(agent(), text, session=session_of(store, "s-1"))
-
-    async def end() -> list[str]:
-        async with ConversationStore.connect(dsn) as store:
-            return [_text(item) for item in await session_of(store, "s-1").get_items()]
-
-    asyncio.run(begin())
-    script = GUIDE.read_text("utf-8").split("```python\n")[1].split("```")[0]
-    assert len(script.splitlines()) <= 20
+@pytest.mark.usefixtures("postgres")
+def test_the_script_of_the_guide(dsn: str) -> None:
+    """Run again, in another process, it shows the history of the first time, and goes on."""
     prelude = (
         "import agents, agents_stub, functools\n"
         "agents.set_tracing_disabled(True)\n"
         "agents.Agent = functools.partial(agents.Agent, model=agents_stub.Stub())\n"
     )
-    path = [str(Path(__file__).parents[1]), *filter(None, sys.path)]
-    env = os.environ | {"CONVERSATION_STORE_DSN": dsn, "PYTHONPATH": os.pathsep.join(path)}
-    subprocess.run([sys.executable, "-c", prelude + script], check=True, env=env)
-    assert asyncio.run(end()) == [said for t in texts * 2 for said in (t, f"answer to {t}")]
+    first = run_script("openai-agents.md", dsn, prelude=prelude)
+    assert "answer to What is a heron?" in first
+    assert "answer to Where does it live?" in first
+    second = run_script("openai-agents.md", dsn, prelude=prelude)
+    assert second == first * 2
