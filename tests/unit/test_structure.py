@@ -37,6 +37,10 @@ LAYERS = {
         {"attrs", "psycopg", "psycopg_pool"},
     ),
     "adapters.postgres.embedded": (set[str](), set[str]()),
+    "adapters.google_adk_layout": (
+        {"domain", "adapters.history"},
+        {"attrs", "google", "pydantic_core"},
+    ),
     "adapters.history": ({"domain", "service_layer"}, set[str]()),
     "adapters.langchain": ({"domain", "adapters.history"}, {"langchain_core"}),
     "adapters.openai_agents": ({"domain", "adapters.history"}, {"agents"}),
