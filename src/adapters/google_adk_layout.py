@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -149,10 +150,10 @@ def with_state(metadata: JsonObject | None, state: Mapping[str, Any]) -> JsonObj
 
 
 def state_of(metadata: JsonObject | None) -> dict[str, Any]:
-    """Return the state that a conversation's metadata holds; empty where it holds none."""
+    """Return a copy of the state that a conversation's metadata holds; empty where it has none."""
     held: Any = (metadata or {}).get(KEY) or {}
     state: dict[str, Any] = json.loads(held["json"]) if "json" in held else held.get("state", {})
-    return state
+    return deepcopy(state)
 
 
 def _as_json(state: dict[str, Any]) -> dict[str, Any]:

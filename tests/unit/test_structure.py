@@ -37,9 +37,23 @@ LAYERS = {
         {"attrs", "psycopg", "psycopg_pool"},
     ),
     "adapters.postgres.embedded": (set[str](), set[str]()),
+    "adapters.google_adk": (
+        {"adapters.google_adk_layout", "adapters.google_adk_sessions"}
+        | {"adapters.google_adk_states", "adapters.history"},
+        {"google"},
+    ),
     "adapters.google_adk_layout": (
         {"domain", "adapters.history"},
         {"attrs", "google", "pydantic_core"},
+    ),
+    "adapters.google_adk_sessions": (
+        {"domain", "service_layer", "adapters.history"}
+        | {"adapters.google_adk_layout", "adapters.google_adk_states"},
+        {"attrs", "google", "pydantic"},
+    ),
+    "adapters.google_adk_states": (
+        {"domain", "service_layer", "adapters.google_adk_layout", "adapters.history"},
+        {"attrs"},
     ),
     "adapters.history": ({"domain", "service_layer"}, set[str]()),
     "adapters.langchain": ({"domain", "adapters.history"}, {"langchain_core"}),
