@@ -25,3 +25,9 @@ def run_script(guide: str, dsn: str, *, prelude: str = "") -> str:
     done = subprocess.run(command, check=False, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def queries_of(guide: str) -> list[bytes]:
+    """Return the SQL blocks of a guide."""
+    blocks = (GUIDES / guide).read_text("utf-8").split("```sql\n")[1:]
+    return [block.split("```")[0].encode() for block in blocks]

@@ -14,12 +14,24 @@ from contextlib import AbstractAsyncContextManager, suppress
 from types import TracebackType
 from typing import Any, Final, Protocol, Self, TypeAlias, TypeVar
 
-from ..domain.errors import ConversationNotFound, InvalidInput, StoreClosed, UnitOfWorkMisuse
+from ..domain.conversation import Conversation
+from ..domain.errors import (
+    ConcurrentUpdate,
+    ConversationNotFound,
+    InvalidInput,
+    StoreClosed,
+    UnitOfWorkMisuse,
+)
 from ..domain.json_object import JsonObject
 from ..domain.message import MAX_DRAFTS, Message, MessageDraft, Role
 from ..domain.page import MAX_LIMIT
 from ..domain.text import storable_text
-from ..service_layer.conversations import find_conversation, get_or_start_conversation
+from ..domain.unit import Pending
+from ..service_layer.conversations import (
+    find_conversation,
+    get_conversation,
+    get_or_start_conversation,
+)
 from ..service_layer.messages import (
     latest_messages,
     messages_after,
@@ -105,24 +117,21 @@ class StoreThread:
         self._loop.close()
 
 
-class History:
-    """One conversation of one user, started by what is added first.
+class Owner:
+    """A user whose conversations an agent framework uses, from any thread and event loop.
 
-    It may be used by many at the same time. A store belongs to the event loop in which it was
-    opened; a StoreThread serves all loops, and those who have none.
+    A store belongs to the event loop in which it was opened; a StoreThread serves all loops, and
+    those who have none.
     """
 
-    def __init__(
-        self, session_id: str, *, store: Store | StoreThread, user_id: str, source: str
-    ) -> None:
-        self._session_id = session_id
+    def __init__(self, *, store: Store | StoreThread, user_id: str, source: str) -> None:
+        """Take an open store; the source is that of conversations that are started."""
         self._where = store
         self._user_id = user_id
         self._source = source
-        self._conversation_id: int | None = None
 
     async def do(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do what one of the methods below returned."""
+        """Do what a method of an heir returned."""
         if not isinstance(self._where, StoreThread):
             return await work
         self._check_open(work)
@@ -137,6 +146,30 @@ class History:
         self._check_open(work)
         return self._where.wait_for(work)
 
+    def unit(self) -> AsyncUnitOfWork:
+        """Return a unit of work that acts for the user, for use in the loop of the store."""
+        where = self._where
+        store = where.store if isinstance(where, StoreThread) else where
+        return store.unit_of_work(user_id=self._user_id)
+
+    def _check_open(self, work: Coroutine[Any, Any, Any]) -> None:
+        try:
+            self.unit()
+        except BaseException:
+            work.close()
+            raise
+
+
+class History(Owner):
+    """One conversation of one user, started by what is added first; many may use it at once."""
+
+    def __init__(
+        self, session_id: str, *, store: Store | StoreThread, user_id: str, source: str
+    ) -> None:
+        super().__init__(store=store, user_id=user_id, source=source)
+        self._session_id = session_id
+        self._conversation_id: int | None = None
+
     async def read(self, most: int | None = None) -> list[Message]:
         """Return the newest messages, oldest of them first; without a limit all of them."""
         if most is not None and most <= 0:
@@ -144,50 +177,59 @@ class History:
 
         async def read(conversation_id: int) -> list[Message]:
             if most is None:
-                return await self._all(conversation_id)
+                return await self.after(conversation_id)
             return await self._newest(conversation_id, most)
 
         return await self._in_conversation(read) or []
 
     async def add(self, drafts: Sequence[MessageDraft]) -> None:
         """Store messages behind those that are there, all of them or none."""
-        while drafts:
-            conversation_id = self._conversation_id
-            if conversation_id is None:
-                started, _ = await get_or_start_conversation(
-                    self._unit(), session_id=self._session_id, source=self._source
-                )
-                conversation_id = self._conversation_id = started.id
-            try:
-                async with self._unit() as uow:
-                    for start in range(0, len(drafts), MAX_DRAFTS):
-                        uow.messages.append(conversation_id, drafts[start : start + MAX_DRAFTS])
-            except ConversationNotFound:  # it was deleted since it was met
-                self._conversation_id = None
-            else:
-                return
+        if drafts:
+            await self._write(lambda uow, conversation_id: append(uow, conversation_id, drafts))
+
+    async def put(self, drafts: Sequence[MessageDraft]) -> None:
+        """Store messages in the place of all that are there."""
+        if not drafts:
+            await self.clear()
+            return
+        await self._write(lambda uow, conversation_id: replace(uow, conversation_id, drafts))
 
     async def pop(self) -> Message | None:
         """Take the newest message away, and return it; None if there is none."""
         return await self._in_conversation(
-            lambda conversation_id: pop_message(self._unit(), conversation_id=conversation_id)
+            lambda conversation_id: pop_message(self.unit(), conversation_id=conversation_id)
         )
 
     async def clear(self) -> None:
         """Take all messages away; the conversation stays."""
         await self._in_conversation(
             lambda conversation_id: replace_messages(
-                self._unit(), conversation_id=conversation_id, drafts=[]
+                self.unit(), conversation_id=conversation_id, drafts=[]
             )
         )
 
-    async def _all(self, conversation_id: int) -> list[Message]:
+    async def change(self, work: Callable[[Conversation], Coroutine[Any, Any, T]]) -> T | None:
+        """Do work that guards what it writes by the version of the conversation that it is given.
+
+        It is done again where another was faster. None where there is no conversation.
+        """
+
+        async def change(conversation_id: int) -> T:
+            while True:
+                found = await get_conversation(self.unit(), conversation_id=conversation_id)
+                with suppress(ConcurrentUpdate):
+                    return await work(found)
+
+        return await self._in_conversation(change)
+
+    async def after(self, conversation_id: int, position: int = 0) -> list[Message]:
+        """Return all messages of a conversation that follow a position."""
         messages: list[Message] = []
         while True:
             page = await messages_after(
-                self._unit(),
+                self.unit(),
                 conversation_id=conversation_id,
-                position=len(messages),
+                position=position + len(messages),
                 limit=MAX_LIMIT,
             )
             messages += page
@@ -200,11 +242,28 @@ class History:
             size = min(most - len(messages), MAX_LIMIT)
             before = messages[0].position if messages else None
             page = await latest_messages(
-                self._unit(), conversation_id=conversation_id, limit=size, before=before
+                self.unit(), conversation_id=conversation_id, limit=size, before=before
             )
             messages = page + messages
             if len(page) < size or len(messages) == most:
                 return messages
+
+    async def _write(self, register: Callable[[AsyncUnitOfWork, int], object]) -> None:
+        """Store what is registered in the conversation, started if there is none."""
+        while True:
+            conversation_id = self._conversation_id
+            if conversation_id is None:
+                started, _ = await get_or_start_conversation(
+                    self.unit(), session_id=self._session_id, source=self._source
+                )
+                conversation_id = self._conversation_id = started.id
+            try:
+                async with self.unit() as uow:
+                    register(uow, conversation_id)
+            except ConversationNotFound:  # it was deleted since it was met
+                self._conversation_id = None
+            else:
+                return
 
     async def _in_conversation(self, work: Callable[[int], Coroutine[Any, Any, T]]) -> T | None:
         """Do something in the conversation; None where there is none.
@@ -215,24 +274,39 @@ class History:
         if met is not None:
             with suppress(ConversationNotFound):
                 return await work(met)
-        found = await find_conversation(self._unit(), session_id=self._session_id)
+        found = await find_conversation(self.unit(), session_id=self._session_id)
         self._conversation_id = None if found is None else found.id
         if found is not None:
             with suppress(ConversationNotFound):
                 return await work(found.id)
         return None
 
-    def _unit(self) -> AsyncUnitOfWork:
-        where = self._where
-        store = where.store if isinstance(where, StoreThread) else where
-        return store.unit_of_work(user_id=self._user_id)
 
-    def _check_open(self, work: Coroutine[Any, Any, Any]) -> None:
-        try:
-            self._unit()
-        except BaseException:
-            work.close()
-            raise
+# Writes, of as many messages as there are -----------------------------------------------------
+
+
+def append(
+    uow: AsyncUnitOfWork, conversation_id: int, drafts: Sequence[MessageDraft]
+) -> list[Pending[list[Message]]]:
+    """Register messages behind those that are there."""
+    return [
+        uow.messages.append(conversation_id, drafts[start : start + MAX_DRAFTS])
+        for start in range(0, len(drafts), MAX_DRAFTS)
+    ]
+
+
+def replace(
+    uow: AsyncUnitOfWork,
+    conversation_id: int,
+    drafts: Sequence[MessageDraft],
+    *,
+    expected_version: int | None = None,
+) -> list[Pending[list[Message]]]:
+    """Register messages in the place of all that are there; refused at another version."""
+    first = uow.messages.replace(
+        conversation_id, drafts[:MAX_DRAFTS], expected_version=expected_version
+    )
+    return [first, *append(uow, conversation_id, drafts[MAX_DRAFTS:])]
 
 
 # Things of a framework, and messages ----------------------------------------------------------

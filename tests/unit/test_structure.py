@@ -57,6 +57,14 @@ LAYERS = {
     ),
     "adapters.history": ({"domain", "service_layer"}, set[str]()),
     "adapters.langchain": ({"domain", "adapters.history"}, {"langchain_core"}),
+    "adapters.llama_index": (
+        {"domain", "adapters.history", "adapters.llama_index_chats"},
+        {"llama_index"},
+    ),
+    "adapters.llama_index_chats": (
+        {"domain", "service_layer", "adapters.history"},
+        {"llama_index", "pydantic_core"},
+    ),
     "adapters.openai_agents": ({"domain", "adapters.history"}, {"agents"}),
     "adapters.otel": ({"domain", "service_layer"}, {"attrs", "opentelemetry"}),
     "adapters": (set[str](), set[str]()),
