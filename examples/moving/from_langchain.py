@@ -19,7 +19,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from langchain_core.messages import messages_from_dict
-from langchain_postgres import PostgresChatMessageHistory
 from moving import Peer, Row, Told, Users, existing, main, parser, record_of
 from psycopg import AsyncConnection
 from psycopg.sql import SQL, Identifier
@@ -76,6 +75,8 @@ class OfPostgres(Table):
 
     async def theirs(self, key: str) -> Told:
         """Read a history of theirs."""
+        from langchain_postgres import PostgresChatMessageHistory
+
         history = PostgresChatMessageHistory(self.table, key, async_connection=self.reads)
         return Told(await history.aget_messages())
 

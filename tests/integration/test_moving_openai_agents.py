@@ -239,7 +239,7 @@ async def test_a_clock_that_went_back(
 
     assert moved.code == 0
     assert moved.out.splitlines()[1] == (
-        "note: 2 items with the time of the one before, for its own was earlier or missing"
+        "note: 2 items with the time of the one before it, later than its own"
     )
     assert await given(ours(postgres), ["s"]) == {"s": ITEMS[:4]}
     times = [message.timestamp.hour for message in await _messages(postgres, "s", 4)]
