@@ -44,6 +44,8 @@ from conversation_store import (
 
 LARGEST: Final = 45_000_000
 """Most bytes of a session there; a record of an import holds 100 MB of content and metadata."""
+MOVED: Final = "moved_from"
+"""The key of a conversation's metadata that says that it was moved, and from where."""
 _BYTES_OF_A_ROW: Final = 50
 
 
@@ -60,8 +62,8 @@ class Row(NamedTuple):
     """When the session began; None: with its first item."""
     ended: datetime | None = None
     """When it was used last; None: with its last item."""
-    state: str | None = None
-    """JSON: what the framework keeps of the session besides its items."""
+    state: Any = None
+    """What the framework keeps of the session besides its items."""
 
 
 class Told(NamedTuple):
@@ -69,6 +71,10 @@ class Told(NamedTuple):
 
     items: list[Any]
     state: Any = None
+
+
+class UnreadableError(Exception):
+    """The tables are not such as can be read; why, is said."""
 
 
 class Peer(Protocol):
@@ -183,8 +189,10 @@ class Move:
 
     def _record(self, rows: Sequence[Row]) -> ConversationRecord:
         record = self._peer.begun(rows[0])
-        # Refuses what cannot be the name of a conversation.
-        NewConversation(user_id=record["user_id"], session_id=record["session_id"])
+        record["metadata"] = {**(record.get("metadata") or {}), MOVED: record.get("source")}
+        NewConversation(  # refuses what an import would refuse
+            user_id=record["user_id"], session_id=record["session_id"], metadata=record["metadata"]
+        )
         moments: list[datetime | None] = []
         for row in rows:
             draft = None if row.data is None else self._peer.draft(row.data)
@@ -236,15 +244,14 @@ class Move:
             return State.NEW, None
         theirs = await self._peer.theirs(session.key)
         ours = await self._peer.ours(self._store, session.record)
-        # Nothing was done to it since it was imported, and it was.
-        untouched = there.version == 1 and there.source == session.record.get("source")
+        is_moved = MOVED in (there.metadata or {})
+        is_as_moved = is_moved and there.version == 1  # nothing was done to it since
         if ours == theirs:
             return State.SAME, there
-        if untouched and theirs.items[: len(ours.items)] == ours.items:
+        if is_as_moved and theirs.items[: len(ours.items)] == ours.items:
             return State.BEHIND, there
-        if not untouched and ours.items[: len(theirs.items)] == theirs.items:
-            return State.AHEAD, there
-        return State.APART, there
+        went_on = not is_as_moved and ours.items[: len(theirs.items)] == theirs.items
+        return (State.AHEAD if went_on and (is_moved or theirs.items) else State.APART), there
 
     async def _replace(self, there: Conversation, record: ConversationRecord) -> None:
         uow = self._store.unit_of_work()
@@ -346,6 +353,7 @@ def main(
     """Move, compare, say it and exit: 0 if all is the same, else 1."""
     expected: tuple[type[Exception], ...] = (
         *(ConversationStoreError, OSError, ImportError, psycopg.Error, sqlite3.Error),
+        UnreadableError,
         *errors,
     )
     dsn = options.dsn or os.environ.get("CONVERSATION_STORE_DSN")
