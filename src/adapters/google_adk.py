@@ -22,7 +22,7 @@ from . import google_adk_sessions as sessions
 from .google_adk_layout import state_name
 from .google_adk_sessions import SessionName, StoredSession, check_user
 from .google_adk_states import SharedState
-from .history import Store, StoreThread
+from .store_thread import Store, StoreThread
 
 T = TypeVar("T")
 

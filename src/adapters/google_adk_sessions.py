@@ -45,7 +45,7 @@ from .google_adk_layout import (
     with_state,
 )
 from .google_adk_states import Shared, SharedState, read_shared, write_shared
-from .history import Store
+from .store_thread import Store
 
 _STALE: Final = (
     "the session was changed in the store since it was read: get it again, and append to that"

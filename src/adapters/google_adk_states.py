@@ -19,7 +19,7 @@ from ..domain.unit import Pending
 from ..service_layer.conversations import find_conversation
 from ..service_layer.unit_of_work import AsyncUnitOfWork
 from .google_adk_layout import APP_USER, STATE_SOURCE, SplitState, state_name, state_of, with_state
-from .history import Store
+from .store_thread import Store
 
 T = TypeVar("T")
 

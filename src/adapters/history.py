@@ -6,20 +6,16 @@ session_id; things of theirs that are messages of ours; and calls from wherever.
 
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager, suppress
-from types import TracebackType
-from typing import Any, Final, Protocol, Self, TypeAlias, TypeVar
+from contextlib import suppress
+from typing import Any, Final, TypeAlias, TypeVar
 
 from ..domain.conversation import Conversation
 from ..domain.errors import (
     ConcurrentUpdate,
     ConversationNotFound,
     InvalidInput,
-    StoreClosed,
     UnitOfWorkMisuse,
 )
 from ..domain.json_object import JsonObject
@@ -39,82 +35,12 @@ from ..service_layer.messages import (
     replace_messages,
 )
 from ..service_layer.unit_of_work import AsyncUnitOfWork
+from .store_thread import Store, StoreThread
 
 T = TypeVar("T")
 
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | float | bool | None"
 """A value of JSON."""
-
-
-class Store(Protocol):
-    """What a history needs of a store; ConversationStore has it."""
-
-    def unit_of_work(self, *, user_id: str | None = None) -> AsyncUnitOfWork:
-        """Return a unit of work that acts for one user."""
-        ...
-
-
-class StoreThread:
-    """A store in a thread and an event loop of its own, for programs without one, or with several.
-
-        with StoreThread(ConversationStore.connect(dsn)) as thread:
-            session = AgentsSession("s-1", store=thread, user_id="ada")
-            Runner.run_sync(agent, "Hello", session=session)
-
-    Left, it closes the store and ends the thread.
-    """
-
-    def __init__(self, store: AbstractAsyncContextManager[Store]) -> None:
-        """Take a store that is not opened yet."""
-        self._opening = store
-        self._opened: Store | None = None
-
-    def __enter__(self) -> Self:
-        """Start the thread and open the store, once. Raises what opening it raises."""
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
-            target=self._loop.run_forever, name="conversation-store", daemon=True
-        )
-        self._thread.start()
-        try:
-            self._opened = self.wait_for(self._opening.__aenter__())
-        except BaseException:
-            self._end()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Close the store and end the thread."""
-        try:
-            self.wait_for(self._opening.__aexit__(exc_type, exc, traceback))
-        finally:
-            self._end()
-
-    @property
-    def store(self) -> Store:
-        """The store, for use in its own loop. Raises: StoreClosed."""
-        if self._opened is None:
-            raise StoreClosed(reason="the thread of the store is not entered")
-        return self._opened
-
-    def wait_for(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do work in the loop of the store, and wait for it here, in any other thread."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
-
-    async def do(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do work in the loop of the store; who is cancelled cancels it there."""
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
-
-    def _end(self) -> None:
-        self._opened = None
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
 
 
 class Owner:

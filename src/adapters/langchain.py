@@ -24,7 +24,8 @@ from langchain_core.messages import (
 )
 
 from ..domain.message import Message, MessageDraft, Role
-from .history import History, Store, StoreThread, stored_item, to_draft
+from .history import History, stored_item, to_draft
+from .store_thread import Store, StoreThread
 
 KEY: Final = "langchain"
 """The key of a message's metadata under which the message of LangChain stands."""

@@ -19,8 +19,8 @@ from llama_index.core.storage.chat_store.base import BaseChatStore
 from llama_index.core.storage.chat_store.base_db import AsyncDBChatStore, MessageStatus
 
 from ..domain.message import Message
-from .history import Store, StoreThread
 from .llama_index_chats import Chats, Known, from_chat_message, of_status, to_chat_message
+from .store_thread import Store, StoreThread
 
 
 class LlamaIndexChatStore(BaseChatStore):

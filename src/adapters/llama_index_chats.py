@@ -23,7 +23,8 @@ from ..service_layer.conversations import (
     list_conversations,
     update_conversation,
 )
-from .history import History, Owner, Store, StoreThread, replace, stored_item, to_draft, words_of
+from .history import History, Owner, replace, stored_item, to_draft, words_of
+from .store_thread import Store, StoreThread
 
 KEY: Final = "llama_index"
 """The key of a message's metadata under which the message of LlamaIndex stands, and of a

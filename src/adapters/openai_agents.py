@@ -18,7 +18,8 @@ from agents.memory import SessionSettings
 from agents.memory.session_settings import coerce_session_settings, resolve_session_limit
 
 from ..domain.message import Message, MessageDraft, Role
-from .history import History, Store, StoreThread, stored_item, to_draft, words_of
+from .history import History, stored_item, to_draft, words_of
+from .store_thread import Store, StoreThread
 
 KEY: Final = "openai_agents"
 """The key of a message's metadata under which its item stands."""

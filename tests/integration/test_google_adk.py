@@ -49,7 +49,7 @@ from conversation_store import (
 )
 from conversation_store.adapters.google_adk import AdkSessionService
 from conversation_store.adapters.google_adk_layout import from_event
-from conversation_store.adapters.history import StoreThread
+from conversation_store.adapters.store_thread import StoreThread
 
 BIRDS: Any = {"app_name": "birds", "user_id": "ada"}
 

@@ -32,8 +32,8 @@ from conversation_store import (
     find_conversation,
     latest_messages,
 )
-from conversation_store.adapters.history import StoreThread
 from conversation_store.adapters.langchain import LangChainHistory
+from conversation_store.adapters.store_thread import StoreThread
 
 pytestmark = pytest.mark.filterwarnings("ignore:RunnableWithMessageHistory is deprecated")
 

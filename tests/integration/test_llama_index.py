@@ -56,8 +56,8 @@ from conversation_store import (
     replace_messages,
     update_conversation,
 )
-from conversation_store.adapters.history import StoreThread
 from conversation_store.adapters.llama_index import LlamaIndexChatStore, LlamaIndexMemoryStore
+from conversation_store.adapters.store_thread import StoreThread
 
 pytestmark = pytest.mark.filterwarnings(  # its agents are looked at attribute by attribute
     "ignore::pydantic.PydanticDeprecatedSince20", "ignore::pydantic.PydanticDeprecatedSince211"

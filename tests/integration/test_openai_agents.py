@@ -35,8 +35,8 @@ from conversation_store import (
     latest_messages,
     redact_message,
 )
-from conversation_store.adapters.history import StoreThread
 from conversation_store.adapters.openai_agents import AgentsSession
+from conversation_store.adapters.store_thread import StoreThread
 
 set_tracing_disabled(True)
 

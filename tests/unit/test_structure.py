@@ -39,7 +39,7 @@ LAYERS = {
     "adapters.postgres.embedded": (set[str](), set[str]()),
     "adapters.google_adk": (
         {"adapters.google_adk_layout", "adapters.google_adk_sessions"}
-        | {"adapters.google_adk_states", "adapters.history"},
+        | {"adapters.google_adk_states", "adapters.store_thread"},
         {"google"},
     ),
     "adapters.google_adk_layout": (
@@ -47,25 +47,29 @@ LAYERS = {
         {"attrs", "google", "pydantic_core"},
     ),
     "adapters.google_adk_sessions": (
-        {"domain", "service_layer", "adapters.history"}
+        {"domain", "service_layer", "adapters.store_thread"}
         | {"adapters.google_adk_layout", "adapters.google_adk_states"},
         {"attrs", "google", "pydantic"},
     ),
     "adapters.google_adk_states": (
-        {"domain", "service_layer", "adapters.google_adk_layout", "adapters.history"},
+        {"domain", "service_layer", "adapters.google_adk_layout", "adapters.store_thread"},
         {"attrs"},
     ),
-    "adapters.history": ({"domain", "service_layer"}, set[str]()),
-    "adapters.langchain": ({"domain", "adapters.history"}, {"langchain_core"}),
+    "adapters.store_thread": ({"domain", "service_layer"}, set[str]()),
+    "adapters.history": ({"domain", "service_layer", "adapters.store_thread"}, set[str]()),
+    "adapters.langchain": (
+        {"domain", "adapters.history", "adapters.store_thread"},
+        {"langchain_core"},
+    ),
     "adapters.llama_index": (
-        {"domain", "adapters.history", "adapters.llama_index_chats"},
+        {"domain", "adapters.history", "adapters.llama_index_chats", "adapters.store_thread"},
         {"llama_index"},
     ),
     "adapters.llama_index_chats": (
-        {"domain", "service_layer", "adapters.history"},
+        {"domain", "service_layer", "adapters.history", "adapters.store_thread"},
         {"llama_index", "pydantic_core"},
     ),
-    "adapters.openai_agents": ({"domain", "adapters.history"}, {"agents"}),
+    "adapters.openai_agents": ({"domain", "adapters.history", "adapters.store_thread"}, {"agents"}),
     "adapters.otel": ({"domain", "service_layer"}, {"attrs", "opentelemetry"}),
     "adapters": (set[str](), set[str]()),
     "bootstrap": (
