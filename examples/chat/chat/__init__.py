@@ -1,0 +1,1 @@
+"""A chat service, hexagonal, that keeps its conversations in conversation-store."""

@@ -1,0 +1,1 @@
+"""The ports, on PostgreSQL and in memory, and a model that needs no network."""
