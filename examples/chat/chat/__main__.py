@@ -19,12 +19,12 @@ DIALOGUES = Path(__file__).parents[2] / "dialogues.jsonl"
 
 def main() -> None:
     """Serve until Ctrl-C; a server of our own ends with us, whatever ends us."""
+    port = int(os.environ.get("PORT") or 0)  # 0: a free one
     with ExitStack() as stack:
+        listening = stack.enter_context(socket.create_server(("127.0.0.1", port)))
         dsn = os.environ.get("CONVERSATION_STORE_DSN")
         if not dsn:
             dsn = stack.enter_context(EmbeddedPostgres()).dsn
-        port = int(os.environ.get("PORT") or 0)  # 0: a free one
-        listening = stack.enter_context(socket.create_server(("127.0.0.1", port)))
         app = create_app(serving(dsn, dialogues=DIALOGUES))
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
         print(f"http://127.0.0.1:{listening.getsockname()[1]}  (Ctrl-C ends it)", flush=True)

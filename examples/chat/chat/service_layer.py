@@ -70,9 +70,10 @@ async def take_turn(
         yield bit
     answer = MessageDraft(role="assistant", content=storable_text("".join(said)))
     try:
-        yield await _store(uow, chat, session_id, [question, answer], request_id)
+        turn = await _store(uow, chat, session_id, [question, answer], request_id)
     except RequestConflict as error:  # the same request was faster elsewhere: its answer counts
-        yield await _stored(uow, error.conversation_id, error.position, question, request_id)
+        turn = await _stored(uow, error.conversation_id, error.position, question, request_id)
+    yield turn
 
 
 async def _store(

@@ -243,6 +243,26 @@ def test_a_reload_in_the_middle_of_an_answer_stores_the_turn_once(page: Page) ->
     assert page.all("#messages .coming") == []
 
 
+def test_a_turn_survives_the_end_of_the_service(page: Page, dsn: str) -> None:
+    """Killed while it answers, it leaves nothing half; the page sends the turn to the next one."""
+    process, page.address = serve(CONVERSATION_STORE_DSN=dsn)
+    with process:
+        page.go("")
+        page.say("word " * 20)
+        page.until(lambda: len(page.coming()) > 20)
+        process.kill()
+    page.until(lambda: page.at("again").is_displayed())
+    assert page.all("#messages li") == []
+    page.browser.get_log("browser")  # type: ignore[no-untyped-call]  # that complains, rightly
+
+    process, _ = serve(CONVERSATION_STORE_DSN=dsn, PORT=page.address.rpartition(":")[2])
+    with process:
+        page.at("again").click()
+        page.until(lambda: len(page.messages()) == 2)
+        assert not page.at("notice").text
+        process.terminate()
+
+
 def test_an_answer_that_is_stopped_leaves_nothing(page: Page) -> None:
     """What was asked is in the field again, and nothing is stored or charged."""
     page.say("word " * 100)

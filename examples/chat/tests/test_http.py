@@ -34,8 +34,9 @@ async def say(
     client: httpx.AsyncClient, text: str, request_id: str = "r", session_id: str = "s"
 ) -> httpx.Response:
     """Take a turn."""
-    turn = {"text": text, "request_id": request_id}
-    return await client.post(f"/api/conversations/{session_id}", json=turn)
+    turn = json.dumps({"text": text, "request_id": request_id})
+    headers = {"Content-Type": "application/json"}
+    return await client.post(f"/api/conversations/{session_id}", content=turn, headers=headers)
 
 
 def events(response: httpx.Response) -> list[tuple[str, Any]]:
@@ -102,7 +103,12 @@ async def test_what_fails_before_the_first_word_has_a_status(
     assert (await say(client, "Another text, the same key")).status_code == 409
     assert (await say(client, "NUL \0")).status_code == 422
     assert (await say(client, "")).status_code == 422
+    half = await say(client, "secret half \ud83d")
+    assert half.status_code == 422
+    assert half.json()["detail"].startswith("text: ")
+    assert "secret" not in half.text
     assert (await say(client, "no key", "")).status_code == 422
+    assert (await say(client, "no such session", session_id="%00")).status_code == 422
     async with client_of(evolve(chat, most_tokens=0), user) as poor:
         assert (await say(poor, "More", "r2")).status_code == 429
     uow = chat.store.unit_of_work(user_id=user)
@@ -198,6 +204,8 @@ async def test_nobody_is_nobody(chat: Chat) -> None:
         assert (await say(client, "Hello")).status_code == 401
         assert (await client.get("/health")).status_code == 200
         assert "<title>Chat</title>" in (await client.get("/")).text
+    async with client_of(chat, "u" * 256) as client:
+        assert (await client.get("/api/conversations")).status_code == 422
 
 
 @pytest.mark.parametrize(
@@ -218,7 +226,7 @@ async def test_nobody_is_nobody(chat: Chat) -> None:
 )
 def test_every_error_has_its_status(error: Exception, status: int) -> None:
     """What a caller can do about it is in the status; of what only we can mend nothing is told."""
-    assert told(error)[0] == status
-    assert (status == 500) == (told(error)[1]["detail"] == "something is wrong here")
+    assert told(error)["status"] == status
+    assert (status == 500) == (told(error)["detail"] == "something is wrong here")
     if isinstance(error, ConversationStoreError) and error.retryable:
         assert status == 503

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from urllib.parse import unquote
 
 from attrs import asdict
 from fastapi import APIRouter, Cookie, Depends, FastAPI, HTTPException, Query, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, Field
@@ -50,6 +52,7 @@ STATUS: Final[dict[type[Exception], int]] = {
     Conflict: 409,
     RuleViolation: 409,
     InvalidInput: 422,
+    RequestValidationError: 422,
     AllowanceSpent: 429,
     ModelUnavailable: 503,
     StoreUnavailable: 503,
@@ -59,17 +62,22 @@ STATUS: Final[dict[type[Exception], int]] = {
 }
 
 
-def told(error: Exception) -> tuple[int, dict[str, Any]]:
-    """Return the status and the body that tell of an error; those of the store quote nobody."""
+def told(error: Exception) -> dict[str, Any]:
+    """Return what is told of an error, its status within; nothing quotes what was said."""
     status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
-    detail = str(error) if status != 500 else "something is wrong here"
-    return status, {"error": type(error).__name__, "detail": detail, "status": status}
+    detail = str(error)
+    if status == 500:  # nothing that the caller could mend
+        logging.getLogger("chat").error("a request failed", exc_info=error)
+        detail = "something is wrong here"
+    if isinstance(error, RequestValidationError):
+        detail = "; ".join(f"{each['loc'][-1]}: {each['msg']}" for each in error.errors())
+    return {"error": type(error).__name__, "detail": detail, "status": status}
 
 
 async def answer_error(_request: Request, error: Exception) -> JSONResponse:
     """Answer an error that came before the answer began."""
-    status, body = told(error)
-    return JSONResponse(body, status)
+    body = told(error)
+    return JSONResponse(body, body["status"])
 
 
 # Who asks -----------------------------------------------------------------------------------------
@@ -125,7 +133,7 @@ async def events(turn: AsyncGenerator[str | list[Message]]) -> AsyncGenerator[st
         async for item in turn:
             yield event("bit", item) if isinstance(item, str) else event("stored", shown(item))
     except (ConversationStoreError, ChatError) as error:
-        yield event("error", told(error)[1])
+        yield event("error", told(error))
 
 
 async def lines(uow: AsyncUnitOfWork) -> AsyncGenerator[str]:
@@ -222,8 +230,8 @@ def create_app(opening: AbstractAsyncContextManager[Chat]) -> FastAPI:
             yield
 
     app = FastAPI(title="Chat", lifespan=lifespan)
-    app.add_exception_handler(ConversationStoreError, answer_error)
-    app.add_exception_handler(ChatError, answer_error)
+    for kind in (ConversationStoreError, ChatError, RequestValidationError):
+        app.add_exception_handler(kind, answer_error)
     app.include_router(api)
     app.mount("/", StaticFiles(directory=PAGE, html=True))
     return app

@@ -16,8 +16,7 @@ async function ask(path, options) {
   const response = await fetch(`/api/${path}`, options);
   if (response.ok) return response;
   const { detail } = await response.json().catch(() => ({ detail: response.statusText }));
-  const reason = typeof detail === "string" ? detail : detail.map((each) => each.msg).join(", ");
-  throw Object.assign(new Error(reason), { status: response.status });
+  throw Object.assign(new Error(detail), { status: response.status });
 }
 const read = async (path) => (await ask(path)).json();
 const conversation = (name) => `conversations/${encodeURIComponent(name)}`;
