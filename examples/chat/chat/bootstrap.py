@@ -36,7 +36,7 @@ async def serving(
 ) -> AsyncGenerator[Chat]:
     """Open the service as it is served, with dialogues to find in it on the first day."""
     async with ConversationStore.connect(dsn, schema=schema) as store:
-        chat = await on_postgres(store, schema, StubModel(pause=0.06))
+        chat = await on_postgres(store, schema, StubModel(pause=0.04))
         with dialogues.open(encoding="utf-8") as lines:
             records = map(json.loads, lines)
             await import_conversations(store.unit_of_work(), records=records, on_duplicate="skip")

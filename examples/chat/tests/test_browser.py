@@ -40,16 +40,20 @@ HOSTILE = (
 PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
 
 
-def serve(**environment: str) -> tuple[subprocess.Popen[str], str]:
-    """Start the service; return its process and its address."""
-    process = subprocess.Popen(
+def serve(**environment: str) -> subprocess.Popen[str]:
+    """Start the service."""
+    return subprocess.Popen(
         [sys.executable, "-m", "chat"],
         env={key: value for key, value in os.environ.items() if key != "PORT"} | environment,
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert process.stdout is not None
-    return process, process.stdout.readline().split()[0]
+
+
+def address_of(service: subprocess.Popen[str]) -> str:
+    """Return the address that a service says, once it does."""
+    assert service.stdout is not None
+    return service.stdout.readline().split()[0]
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +66,10 @@ def dsn() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def address(dsn: str) -> Iterator[str]:
     """Give the address of the service; Ctrl-C ends it in good order."""
-    process, address = serve(CONVERSATION_STORE_DSN=dsn)
-    with process:
-        yield address
-        process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
+    with serve(CONVERSATION_STORE_DSN=dsn) as service:
+        yield address_of(service)
+        service.send_signal(signal.SIGINT)
+        assert service.wait(10) == 0
 
 
 @pytest.fixture(scope="module")
@@ -245,22 +248,22 @@ def test_a_reload_in_the_middle_of_an_answer_stores_the_turn_once(page: Page) ->
 
 def test_a_turn_survives_the_end_of_the_service(page: Page, dsn: str) -> None:
     """Killed while it answers, it leaves nothing half; the page sends the turn to the next one."""
-    process, page.address = serve(CONVERSATION_STORE_DSN=dsn)
-    with process:
+    with serve(CONVERSATION_STORE_DSN=dsn) as service:
+        page.address = address_of(service)
         page.go("")
         page.say("word " * 20)
         page.until(lambda: len(page.coming()) > 20)
-        process.kill()
+        service.kill()
     page.until(lambda: page.at("again").is_displayed())
     assert page.all("#messages li") == []
     page.browser.get_log("browser")  # type: ignore[no-untyped-call]  # that complains, rightly
 
-    process, _ = serve(CONVERSATION_STORE_DSN=dsn, PORT=page.address.rpartition(":")[2])
-    with process:
+    with serve(CONVERSATION_STORE_DSN=dsn, PORT=page.address.rpartition(":")[2]) as service:
+        assert address_of(service) == page.address
         page.at("again").click()
         page.until(lambda: len(page.messages()) == 2)
         assert not page.at("notice").text
-        process.terminate()
+        service.terminate()
 
 
 def test_an_answer_that_is_stopped_leaves_nothing(page: Page) -> None:
@@ -455,18 +458,18 @@ def test_pictures(chromium: Chrome, page: Page, shot: Callable[[str], None]) -> 
     page.until(lambda: page.at("list").is_displayed())
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_no_server_is_left_however_the_service_ends(end: signal.Signals) -> None:
+def test_no_server_is_left_however_the_service_ends() -> None:
     """The PostgreSQL that `make example` starts is gone with what it left, after kill -9, too."""
+    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
     with TemporaryDirectory(dir="/tmp", prefix="t") as folder:
         Path(folder).chmod(0o755)
-        environment = {"TMPDIR": folder, "CONVERSATION_STORE_DSN": ""}
-        process, _ = serve(**environment)
-        with process:
-            [data] = Path(folder).glob("pg-*")
-            process.send_signal(end)
-            process.wait(10)
+        services = [serve(TMPDIR=folder, CONVERSATION_STORE_DSN="") for _ in ends]
+        assert all(address_of(service) for service in services)
+        assert len(list(Path(folder).glob("pg-*"))) == len(ends)
+        for service, end in zip(services, ends, strict=True):
+            with service:
+                service.send_signal(end)
         until = time.monotonic() + 10
-        while data.exists() and time.monotonic() < until:
+        while list(Path(folder).iterdir()) and time.monotonic() < until:
             time.sleep(0.05)
-        assert not data.exists()
+        assert list(Path(folder).iterdir()) == []
