@@ -255,6 +255,7 @@ def test_a_turn_survives_the_end_of_the_service(page: Page, dsn: str) -> None:
         page.until(lambda: len(page.coming()) > 20)
         service.kill()
     page.until(lambda: page.at("again").is_displayed())
+    assert page.at("notice").text.startswith("“word word ")
     assert page.all("#messages li") == []
     page.browser.get_log("browser")  # type: ignore[no-untyped-call]  # that complains, rightly
 
@@ -264,6 +265,18 @@ def test_a_turn_survives_the_end_of_the_service(page: Page, dsn: str) -> None:
         page.until(lambda: len(page.messages()) == 2)
         assert not page.at("notice").text
         service.terminate()
+
+
+def test_what_could_not_be_sent_goes_before_what_is_said_next(page: Page) -> None:
+    """A turn that waits to be sent again is not forgotten, and keeps its place."""
+    page.take_turn("One")
+    turn = {"session": page.fragment[1:], "text": "Two", "request_id": "two"}
+    keep = "sessionStorage.setItem('pending', JSON.stringify(arguments[0]))"
+    page.browser.execute_script(keep, turn)
+    page.say("Three")
+    page.until(lambda: len(page.messages()) == 6)
+
+    assert page.messages()[::2] == ["One", "Two", "Three"]
 
 
 def test_an_answer_that_is_stopped_leaves_nothing(page: Page) -> None:
@@ -377,6 +390,18 @@ async def test_long_histories_come_by_pages(page: Page, dsn: str, user: str) -> 
     page.all("#list a")[0].click()
     page.until(lambda: page.texts("#messages .sought > :last-child") == ["message 5"])
     assert len(page.messages()) == 120
+
+
+def test_a_closed_conversation_takes_nothing(page: Page) -> None:
+    """It can be read; a new one can be begun from there."""
+    page.become("okonkwo.adaeze")
+    page.go("#app-311")
+    page.until(lambda: len(page.messages()) == 9)
+    assert not page.at("text").is_enabled()
+    assert page.at("text").get_attribute("placeholder") == "This conversation is closed"
+
+    page.at("new").click()
+    page.until(lambda: page.at("text").is_enabled())
 
 
 def test_a_conversation_is_deleted(page: Page, address: str) -> None:

@@ -69,17 +69,23 @@ function blank() {
   at("messages").replaceChildren();
   at("title").textContent = "New conversation";
   at("delete").hidden = at("earlier").hidden = true;
+  accepting(true);
+}
+
+function accepting(messages) {
+  at("text").disabled = at("send").disabled = !messages;
+  at("text").placeholder = messages ? "Say something" : "This conversation is closed";
 }
 
 async function open() {
   const [name, position] = location.hash.slice(1).split("/");
   document.body.classList.toggle("listing", !name);
-  session = decodeURIComponent(name) || born();
+  const shown = session = decodeURIComponent(name) || born();
   blank();
   markCurrent();
-  say("");
+  if (!pending()) say("");
   await readOn();
-  while (position && oldest > Number(position)) await readBack();
+  while (position && shown === session && oldest > Number(position)) await readBack();
   const sought = position && at("messages").querySelector(`[data-position="${Number(position)}"]`);
   if (sought) {
     sought.classList.add("sought");
@@ -88,18 +94,17 @@ async function open() {
 }
 
 async function readOn() { // messages that are new since the last one that is shown
-  const shown = session;
+  const [shown, last] = [session, newest];
   if (unborn.has(shown)) return;
-  const answer = await read(`${conversation(shown)}?after=${newest}`).catch((error) => {
-    if (error.status !== 404) say(error.message);
-    else if (newest && shown === session) blank(); // it was deleted meanwhile
+  const answer = await read(`${conversation(shown)}?after=${last}`).catch((error) => {
+    if (error.status === 404 && newest && shown === session) blank(); // it was deleted meanwhile
+    else if (error.status !== 404 && !pending()) say(error.message);
     return null;
   });
   if (!answer || shown !== session) return;
   at("title").textContent = answer.title;
   at("delete").hidden = false;
-  at("text").disabled = at("send").disabled = !answer.open;
-  at("text").placeholder = answer.open ? "Say something" : "This conversation is closed";
+  accepting(answer.open);
   const messages = answer.messages.filter((message) => message.position > newest);
   if (!messages.length) return;
   at("messages").append(...messages.map(bubble));
@@ -107,10 +112,13 @@ async function readOn() { // messages that are new since the last one that is sh
   newest = messages.at(-1).position;
   at("earlier").hidden = oldest === 1;
   toTheEnd();
+  if (last) await readOn(); // there may be more than a page
 }
 
 async function readBack() { // messages before the first one that is shown
-  const { messages } = await read(`${conversation(session)}?before=${oldest}`);
+  const [shown, first] = [session, oldest];
+  const { messages } = await read(`${conversation(shown)}?before=${first}`);
+  if (shown !== session || first !== oldest) return;
   const height = at("log").scrollHeight;
   at("messages").prepend(...messages.map(bubble));
   oldest = messages[0].position;
@@ -125,6 +133,7 @@ const pending = () => JSON.parse(sessionStorage.getItem("pending"));
 
 async function send(turn) {
   sessionStorage.setItem("pending", JSON.stringify(turn));
+  unborn.delete(turn.session);
   const question = bubble({ role: "user", content: turn.text });
   const answer = bubble({ role: "assistant", content: "" });
   answer.classList.add("coming");
@@ -144,11 +153,10 @@ async function send(turn) {
       if (name === "bit") answer.lastChild.textContent += data;
       if (name === "error") throw Object.assign(new Error(data.detail), data);
       ended = name === "stored";
-      toTheEnd();
+      if (turn.session === session) toTheEnd();
     }
     if (!ended) throw new Error("the answer broke off");
     sessionStorage.removeItem("pending");
-    unborn.delete(turn.session);
     if (turn.session === session) await readOn();
     tabs.postMessage(turn.session);
   } catch (error) {
@@ -157,7 +165,8 @@ async function send(turn) {
       sessionStorage.removeItem("pending");
       at("text").value ||= turn.text;
     }
-    say(speaking.signal.aborted ? "" : error.message, mayBeStored);
+    const reason = error.status ? error.message : "there was no answer";
+    if (!speaking.signal.aborted) say(`“${turn.text.slice(0, 40)}”: ${reason}`, mayBeStored);
   }
   question.remove();
   answer.remove();
@@ -252,10 +261,12 @@ const become = (name) => {
   document.cookie = `user=${encodeURIComponent(name)}; SameSite=Strict; Path=/`;
 };
 
-at("compose").addEventListener("submit", (event) => {
+at("compose").addEventListener("submit", async (event) => {
   event.preventDefault();
   const text = at("text").value.trim();
   if (!text || speaking) return;
+  if (pending()) await send(pending()); // what was said before comes first
+  if (pending()) return;
   at("text").value = "";
   if (!location.hash.slice(1)) history.replaceState(null, "", `#${session}`);
   document.body.classList.remove("listing");
