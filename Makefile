@@ -13,12 +13,15 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo example example-test example-shots test fuzz failover erasure soak bench bench-quick bench-report lint types audit \
+.PHONY: help demo example example-test example-shots test fuzz failover erasure soak bench bench-quick \
+	bench-report docs lint types audit \
 	clean python
 
 VENV := .venv
 BENCH := .venv-bench
 EXAMPLE := .venv-example
+DOCS := .venv-docs
+SITE := build/docs
 BIN := $(VENV)/bin
 ARGS ?=
 STEPS ?= 20000
@@ -77,6 +80,11 @@ bench-quick:  ## the same in three minutes, less exact
 bench-report: $(BENCH)/.bench  ## make docs/benchmarks.md anew from benchmarks/results
 	@$(BENCH)/bin/python -m benchmarks report
 
+docs: $(DOCS)/.docs  ## make the documentation site, and check it: no network is needed but to install
+	@rm -rf $(SITE)
+	@$(DOCS)/bin/python -m sphinx -W -n --keep-going -q -d build/doctrees -E -c docs . $(SITE)
+	@$(DOCS)/bin/python tests/site_check.py $(SITE)
+
 lint: $(VENV)/.dev  ## check style and format
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -92,7 +100,8 @@ audit: $(VENV)/.dev  ## ask for known weaknesses of what an installation brings
 	@$(BIN)/python tests/audit.py
 
 clean:  ## remove the environment and what the tools left
-	rm -rf $(VENV) $(BENCH) $(EXAMPLE) dist build .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(BENCH) $(EXAMPLE) $(DOCS) dist build .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache \
+		.ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 python:
@@ -125,6 +134,14 @@ $(EXAMPLE)/.serve $(EXAMPLE)/.test: pyproject.toml examples/chat/pyproject.toml
 	@$(call with_pip,$(EXAMPLE))
 	@echo "Installing the chat of examples/ into $(EXAMPLE)"
 	@$(EXAMPLE)/bin/python -m pip install -qq --disable-pip-version-check --editable . --editable 'examples/chat$(EXTRAS)'
+	@touch $@
+
+# Frameworks are not needed to read what is made for them.
+$(DOCS)/.docs: pyproject.toml
+	@$(call with_pip,$(DOCS))
+	@echo "Installing what makes the documentation site into $(DOCS)"
+	@$(DOCS)/bin/python -m pip install -qq --upgrade 'pip>=25.1'
+	@$(DOCS)/bin/python -m pip install -qq --editable '.[cli,otel,pytest]' --group docs
 	@touch $@
 
 $(VENV)/.demo $(VENV)/.test $(VENV)/.dev: pyproject.toml

@@ -79,6 +79,73 @@ def readme_block(data: dict[str, Any]) -> str:
     return "\n\n".join([f"![{words}](docs/benchmarks/turn.svg)", table(head, rows), where])
 
 
+def comparison_block(data: dict[str, Any]) -> str:
+    """Make the tables of docs/comparison.md."""
+    results = ContenderResults(data)
+    many, added = max(results.tasks("loopback"), default=1), short(data["added_ms"])
+    grown = {(row["contender"], row["length"]): row for row in data.get("growth", ())}
+    length = sorted({length for _, length in grown})[-2:][0] if grown else 0
+    costs = []
+    for key in results.keys:
+        trips = [results.trips(name, key) for name in ("start", "append", "latest")]
+        bulk = data.get("bulk", {}).get(key, {})
+        costs.append(
+            [
+                _named(results, key),
+                " / ".join(str(each.get("round_trips", "–")) for each in trips),
+                _middle(results.cell("append", "loopback", 1, key), "p50_ratio"),
+                _middle(results.cell("append", "proxy", 1, key), "p50_ratio"),
+                _middle(results.cell("append", "loopback", many, key), "per_second_ratio"),
+                _figure(grown.get((key, length), {}), "latest_ms", " ms"),
+                _middle(bulk, "ratio"),
+            ]
+        )
+    head = [
+        "",
+        "round trips: start / turn / last 50",
+        "a turn",
+        f"over {added} ms",
+        f"turns/s, {many} tasks",
+        f"last 50 of {length:,}".replace(",", " "),
+        "bulk",
+    ]
+    faults = []
+    for key in results.keys:
+        row = results.writers(key)
+        if "cannot" not in row:
+            faults.append(
+                [
+                    _named(results, key),
+                    f"{row['lost']} / {row['doubled']}",
+                    f"{row['interleaved']} of {row['turns']}",
+                    *(f"{row[name]} of {row['polls']}" for name in ("polls_moved", "polls_half")),
+                ]
+            )
+    kinds = [
+        "",
+        "lost / doubled",
+        "turns taken apart",
+        "polls that moved",
+        "polls with half a turn",
+    ]
+    measure = (
+        f"× is a multiple of bare psycopg, which sends the same statement: [all"
+        f" scenarios](benchmarks.md#each-scenario), [long"
+        f" conversations](benchmarks.md#as-a-conversation-gets-longer),"
+        f" [bulk](benchmarks.md#whole-conversations-at-once). Measured {data['date']}, PostgreSQL"
+        f" {data['server']['server_version'].split()[0]}, {data['machine']['cores']} cores shared"
+        f" by client and server."
+    )
+    writers = data.get("writers", 0)
+    writing = (
+        f"{writers} tasks that append turns to one conversation while a reader polls it: [how it"
+        " was measured]"
+        f"(benchmarks.md#{writers}-writers-on-one-conversation-and-a-reader-who-polls)."
+    )
+    parts = [_versions(results), table(head, costs), measure, writing, table(kinds, faults)]
+    return "\n\n".join(parts)
+
+
 def picture(name: str, what: str) -> str:
     """Name a plot."""
     return f"![{what}](benchmarks/{name}.svg)"

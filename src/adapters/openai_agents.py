@@ -43,7 +43,9 @@ class AgentsSession:
     """
 
     session_id: str
+    """The session_id of the conversation."""
     session_settings: SessionSettings | None
+    """Those of the SDK: how many items `get_items` gives at most."""
 
     def __init__(
         self,

@@ -22,8 +22,11 @@ class Status(StrEnum):
     """Where a conversation stands in its life."""
 
     ACTIVE = "active"
+    """It goes on: it accepts messages."""
     CLOSED = "closed"
+    """It is over, until it is reopened."""
     ARCHIVED = "archived"
+    """It is put away; it has to be closed before it can be reopened."""
 
 
 _STATUSES: Final[dict[object, Status]] = {status.value: status for status in Status}
@@ -43,6 +46,7 @@ class Unchanged(Enum):
     """The type of UNCHANGED."""
 
     UNCHANGED = "unchanged"
+    """The one value of this type."""
 
     def __repr__(self) -> str:
         return self.name
@@ -134,14 +138,21 @@ class NewConversation:
     """
 
     user_id: str = field(validator=_check)
+    """Whose conversation it is, 1..255 characters."""
     session_id: str = field(validator=_check)
+    """The host's own name for it, unique per user_id, 1..255 characters."""
     rescue_id: str | None = field(default=None, validator=_check)
+    """Reference to a case in the host's world, 1..255 characters."""
     intent_type: str | None = field(default=None, validator=_check, repr=False)
+    """The intent that the conversation is about, 1..255 characters."""
     source: str | None = field(default=None, validator=_check)
+    """Where it comes from, 1..255 characters."""
     metadata: JsonObject | None = field(
         default=None, converter=_to_metadata, repr=False, hash=False
     )
+    """The host's own JSON object, at most 1 MB."""
     drafts: tuple[MessageDraft, ...] = field(default=(), repr=False)
+    """Its first messages, oldest first."""
 
     @property
     def digest(self) -> bytes:
@@ -194,10 +205,13 @@ class ConversationChanges:
     """The columns of a conversation that an update sets; those left UNCHANGED stay."""
 
     rescue_id: str | Unchanged | None = field(default=UNCHANGED, validator=_check)
+    """The new reference; None clears it."""
     intent_type: str | Unchanged | None = field(default=UNCHANGED, validator=_check, repr=False)
+    """The new intent; None clears it."""
     metadata: JsonObject | Unchanged | None = field(
         default=UNCHANGED, converter=_to_metadata_change, repr=False, hash=False
     )
+    """The JSON object that takes the place of the old one; None clears it."""
 
     def __attrs_post_init__(self) -> None:
         if all(value is UNCHANGED for value in (self.rescue_id, self.intent_type, self.metadata)):

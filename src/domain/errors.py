@@ -77,6 +77,7 @@ class ConversationNotFound(NotFound):
     """No such conversation."""
 
     conversation_id: int
+    """The id that was asked for."""
 
     def __str__(self) -> str:
         return f"there is no conversation {self.conversation_id}"
@@ -87,6 +88,7 @@ class MessageNotFound(NotFound):
     """No such message."""
 
     message_id: int
+    """The id that was asked for."""
 
     def __str__(self) -> str:
         return f"there is no message {self.message_id}"
@@ -104,7 +106,9 @@ class DuplicateSession(Conflict):
     """The user already has a conversation of this session."""
 
     user_id: str
+    """Whose conversation is there already."""
     session_id: str
+    """Its session."""
 
     def __str__(self) -> str:
         return (
@@ -118,8 +122,11 @@ class ConcurrentUpdate(Conflict):
     """The conversation is no longer at the version that the caller expected."""
 
     conversation_id: int
+    """Which conversation."""
     expected_version: int
+    """The version that the caller expected."""
     actual_version: int
+    """The version that it has."""
 
     def __str__(self) -> str:
         return (
@@ -133,7 +140,9 @@ class RequestConflict(Conflict):
     """The request_id was used before in this conversation, for other content."""
 
     conversation_id: int
+    """Which conversation."""
     request_id: str
+    """The key that was used before."""
     position: int
     """Where the turn that was stored with it begins."""
 
@@ -156,7 +165,9 @@ class ConversationNotAcceptingMessages(RuleViolation):
     """The conversation's status does not allow new messages."""
 
     conversation_id: int
+    """Which conversation."""
     status: str
+    """The status that it has."""
 
     def __str__(self) -> str:
         return (
@@ -170,8 +181,11 @@ class InvalidTransition(RuleViolation):
     """A conversation cannot go from this status to that one."""
 
     conversation_id: int
+    """Which conversation."""
     status: str
+    """The status that it has."""
     target: str
+    """The status that it was to get."""
 
     def __str__(self) -> str:
         return (
@@ -294,6 +308,7 @@ class UnitOfWorkMisuse(ConversationStoreError):
     """The unit of work was used in a way its contract does not allow; nothing was changed by it."""
 
     reason: str
+    """What was done, and what to do instead."""
 
     def __str__(self) -> str:
         return self.reason

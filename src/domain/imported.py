@@ -35,8 +35,11 @@ class ImportedMessages:
     """The messages of a record, oldest first, as columns of equal length."""
 
     roles: Sequence[str]
+    """Who spoke."""
     contents: Sequence[str] = field(repr=False)
+    """The words."""
     intent_types: Sequence[str | None] = field(repr=False)
+    """The intents."""
     slots: Sequence[str | None] = field(repr=False)
     """JSON texts."""
     metadata: Sequence[str | None] = field(repr=False)
@@ -59,18 +62,25 @@ class ImportedConversation:
     """A record that was read and found acceptable."""
 
     user_id: str
+    """Whose conversation it is."""
     session_id: str
+    """The host's own name for it."""
     rescue_id: str | None
+    """Reference to a case in the host's world."""
     intent_type: str | None = field(repr=False)
+    """The intent that it is about."""
     source: str | None
+    """Where it came from."""
     metadata: str | None = field(repr=False)
     """A JSON text."""
     status: Status
+    """Where it stands in its life."""
     start_time: datetime | None
     """The record's, or else its first timestamp; None: the store's clock."""
     last_activity: datetime | None
     """The record's, or else its last timestamp; None: the store's clock."""
     messages: ImportedMessages
+    """What was said."""
 
     @property
     def size(self) -> int:

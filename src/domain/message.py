@@ -35,9 +35,13 @@ class Role(StrEnum):
     """Who speaks."""
 
     USER = "user"
+    """The person."""
     ASSISTANT = "assistant"
+    """The model, or whoever answers; also where it calls a tool."""
     SYSTEM = "system"
+    """Instructions of the host's."""
     TOOL = "tool"
+    """What a tool gave."""
 
 
 _ROLES: Final[dict[object, Role]] = {role.value: role for role in Role}

@@ -30,10 +30,15 @@ class MessageRecord(TypedDict):
     """One message of a record."""
 
     role: str
+    """user, assistant, system or tool."""
     content: str
+    """The words, up to 10 MB of UTF-8."""
     intent_type: NotRequired[str | None]
+    """The intent found in it."""
     slots: NotRequired[JsonObject | None]
+    """The slots found in it."""
     metadata: NotRequired[JsonObject | None]
+    """The host's own JSON object."""
     timestamp: NotRequired[str]
     """ISO 8601 with an offset; all messages of a record have one, or none has."""
     position: NotRequired[int]
@@ -44,15 +49,25 @@ class ConversationRecord(TypedDict):
     """One conversation with all its messages, oldest first."""
 
     user_id: str
+    """Whose conversation it is."""
     session_id: str
+    """The host's own name for it, unique per user_id."""
     messages: list[MessageRecord]
+    """All its messages, at most 1,000,000."""
     source: NotRequired[str | None]
+    """Where it came from."""
     intent_type: NotRequired[str | None]
+    """The intent that it is about."""
     rescue_id: NotRequired[str | None]
+    """Reference to a case in the host's world."""
     metadata: NotRequired[JsonObject | None]
+    """The host's own JSON object."""
     status: NotRequired[str]
+    """active, closed or archived; active where it is left out."""
     start_time: NotRequired[str]
+    """ISO 8601 with an offset; else that of the first message, or the store's clock."""
     last_activity: NotRequired[str]
+    """ISO 8601 with an offset; else that of the last message, or the store's clock."""
 
 
 _CONVERSATION_FIELDS = frozenset(ConversationRecord.__annotations__)

@@ -85,7 +85,9 @@ class RemovedBatch:
     next_place: str | None = None
     """Where the next batch goes on; None: there is nothing behind this one."""
     started_at: datetime
+    """When the batch began, by the store's clock."""
     finished_at: datetime
+    """When it ended, by the store's clock."""
 
     def receipt(self) -> ErasureReceipt:
         """Return what this batch adds to the receipt."""

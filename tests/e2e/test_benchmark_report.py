@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from benchmarks.chapters import chapters_in
 from benchmarks.dialogues import PROJECT
-from benchmarks.report import BEGIN, DOCUMENT, END, PLOTS, README, document, readme
+from benchmarks.report import BEGIN, DOCUMENT, END, PARTS, PLOTS, README, document, filled
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,11 +23,12 @@ def test_the_document_is_made_from_the_results() -> None:
     assert DOCUMENT.read_text("utf-8") == document(RESULTS), TO_BE_MADE
 
 
-def test_the_part_of_the_readme_is_made_from_the_results() -> None:
-    """Nobody typed a number between the marks."""
-    text = README.read_text("utf-8")
+@pytest.mark.parametrize("part_of", PARTS, ids=lambda path: path.name)
+def test_a_part_of_a_document_is_made_from_the_results(part_of: Path) -> None:
+    """Nobody typed a number between the marks of README and comparison."""
+    text = part_of.read_text("utf-8")
 
-    assert text == readme(RESULTS, text), TO_BE_MADE
+    assert text == filled(RESULTS, text, PARTS[part_of]), TO_BE_MADE
 
 
 def test_the_plots_are_drawn_from_these_results() -> None:
@@ -55,8 +56,10 @@ def test_results_that_nothing_is_made_of_are_noticed(tmp_path: Path) -> None:
         document(tmp_path)
 
 
-def test_a_readme_without_marks_is_refused() -> None:
+def test_a_document_without_marks_is_refused() -> None:
     """The part is put between its marks or nowhere."""
-    assert readme(RESULTS, f"before {BEGIN} old {END} after").startswith(f"before {BEGIN}\n")
+    make = PARTS[README]
+
+    assert filled(RESULTS, f"before {BEGIN} old {END} after", make).startswith(f"before {BEGIN}\n")
     with pytest.raises(AssertionError, match="no place"):
-        readme(RESULTS, "no marks")
+        filled(RESULTS, "no marks", make)

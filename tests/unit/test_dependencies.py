@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import tomllib
 from pathlib import Path
@@ -11,9 +12,9 @@ import audit
 import pytest
 from packaging.requirements import Requirement
 
-PROJECT: dict[str, Any] = tomllib.loads(
-    (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text("utf-8")
-)
+FOLDER = Path(__file__).resolve().parents[2]
+PROJECT: dict[str, Any] = tomllib.loads((FOLDER / "pyproject.toml").read_text("utf-8"))
+UPGRADES = FOLDER / "docs" / "upgrading.md"
 
 
 def test_every_dependency_is_bounded() -> None:
@@ -88,3 +89,14 @@ def test_a_service_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None
     assert audit.ask({"attrs": "26.1.0"}) is None
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: None)
     assert audit.ask({"attrs": "26.1.0"}) is None
+
+
+def test_what_an_extra_needs_is_told() -> None:
+    """The page on upgrades names the versions of frameworks that this version is made for."""
+    page = UPGRADES.read_text("utf-8")
+    extras = PROJECT["project"]["optional-dependencies"]
+    told = dict(re.findall(r"^\| `([\w-]+)` \| `(.+)` \|$", page, re.MULTILINE))
+
+    assert told
+    assert told == {extra: ", ".join(extras[extra]) for extra in told}
+    assert {"openai-agents", "langchain", "llama-index", "google-adk", "pydantic-ai"} <= set(told)

@@ -86,11 +86,14 @@ class EmbeddedPostgres:
     leaving raises, or adds a note to the error that is on its way.
     """
 
-    # Known once the block is entered:
-    dsn: str  # how to connect, as superuser
-    port: int  # of TCP, or the number in the name of the socket
-    version: str  # like '18.6'
-    pid: int  # of the postmaster
+    dsn: str
+    """How to connect, as superuser; known once the block is entered, as is all that follows."""
+    port: int
+    """That of TCP, or the number in the name of the socket."""
+    version: str
+    """The server's version, like '18.6'."""
+    pid: int
+    """The process id of the postmaster."""
 
     def __init__(
         self,
@@ -103,11 +106,14 @@ class EmbeddedPostgres:
     ) -> None:
         """Describe a server; entering the block starts it.
 
-        data_directory: keep the data there, for another server later; without it the data goes.
-        tcp: listen on 127.0.0.1, with a random password; else a socket only this user can reach.
-        durable: leave fsync and its like on, for data that must survive a power cut.
-        settings: settings of the server, stronger than ours.
-        binaries: the folder of `postgres` and `initdb`, if not `find_binaries()`.
+        Args:
+            data_directory: keep the data there, for another server later; without it the data
+                goes.
+            tcp: listen on 127.0.0.1, with a random password; else on a socket that only this
+                user can reach.
+            durable: leave fsync and its like on, for data that must survive a power cut.
+            settings: settings of the server, stronger than ours.
+            binaries: the folder of `postgres` and `initdb`, if not `find_binaries()`.
         """
         if reserved := _OURS.intersection(settings or ()):
             raise ValueError(f"the embedded server decides these itself: {sorted(reserved)}")
