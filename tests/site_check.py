@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from html.parser import HTMLParser
+from importlib.metadata import metadata
 from pathlib import Path
 from typing import Final, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -205,11 +206,21 @@ def names_of_module(module: str, wanted: set[str] | None = None) -> Iterator[set
             )
 
 
+def modules_of_frameworks() -> Iterator[str]:
+    """Give the modules that hosts import: named as an extra, or used by no other beside them."""
+    extras = {extra.replace("-", "_") for extra in metadata(PROGRAM).get_all("Provides-Extra", [])}
+    files = [*(PACKAGE / "adapters").glob("[a-z]*.py")]
+    texts = {file.stem: file.read_text("utf-8") for file in files}
+    for name in texts:
+        used = re.compile(rf"^from \.(?:{name} import| import {name}\b)", re.MULTILINE)
+        if name in extras or not any(map(used.search, texts.values())):
+            yield f"adapters.{name}"
+
+
 def names_to_describe() -> Iterator[set[str]]:
     """Give all that a host may import, and what a command line may say."""
     yield from names_of_package()
-    frameworks = {f"adapters.{file.stem}" for file in (PACKAGE / "adapters").glob("[a-z]*.py")}
-    for module in sorted(frameworks | {*PUBLIC_ELSEWHERE, FIXTURES}):
+    for module in sorted({*modules_of_frameworks(), *PUBLIC_ELSEWHERE, FIXTURES}):
         yield from names_of_module(module, PUBLIC_ELSEWHERE.get(module))
     for name, command in commands.commands.items():
         for parameter in command.params:

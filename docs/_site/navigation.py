@@ -23,7 +23,7 @@ NAVIGATION: Final = {
             "how-to/take-back.md",
             "how-to/retries-of-your-own.md",
             "how-to/many-writers.md",
-            "../examples/*/README.md",
+            "how-to/example.md",
         ],
         "How to, with agent frameworks": [
             "how-to/openai-agents.md",
@@ -76,7 +76,7 @@ NAVIGATION: Final = {
 """Of each page with others beneath it: their groups. What is named and is not there is left out."""
 
 
-def _pages(folder: Path, patterns: list[str]) -> list[str]:
+def _pages(app: Sphinx, folder: Path, patterns: list[str]) -> list[str]:
     """Return the entries of a table of contents for what the patterns find."""
     entries: list[str] = []
     for pattern in patterns:
@@ -84,6 +84,8 @@ def _pages(folder: Path, patterns: list[str]) -> list[str]:
         up = "../" if path.startswith("../") else ""
         start = folder / up
         for page in sorted(start.glob(path.removeprefix(up))):
+            if app.env.path2doc(page.resolve()) not in app.env.found_docs:
+                continue
             entry = f"{up}{page.relative_to(start).with_suffix('').as_posix()}"
             entries.append(f"{title} <{entry}>" if title else entry)
     return entries
@@ -94,7 +96,7 @@ def _add_navigation(app: Sphinx, docname: str, source: list[str]) -> None:
     is_markdown = page.suffix == ".md"
     for caption, patterns in NAVIGATION.get(docname, {}).items():
         options = [":hidden:", f":caption: {caption}"] if caption else [":maxdepth: 1"]
-        lines = [*options, "", *_pages(page.parent, patterns)]
+        lines = [*options, "", *_pages(app, page.parent, patterns)]
         if is_markdown:
             source[0] += "\n".join(["", "```{toctree}", *lines, "```", ""])
         else:
