@@ -141,7 +141,7 @@ $(DOCS)/.docs: pyproject.toml
 	@$(call with_pip,$(DOCS))
 	@echo "Installing what makes the documentation site into $(DOCS)"
 	@$(DOCS)/bin/python -m pip install -qq --upgrade 'pip>=25.1'
-	@$(DOCS)/bin/python -m pip install -qq --editable '.[cli,otel,pytest]' --group docs
+	@$(DOCS)/bin/python -m pip install -qq --no-compile --editable '.[cli,otel,pytest]' --group docs
 	@touch $@
 
 $(VENV)/.demo $(VENV)/.test $(VENV)/.dev: pyproject.toml

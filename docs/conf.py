@@ -40,9 +40,11 @@ nitpick_ignore_regex = [
 ]
 show_warning_types = True
 
+myst_enable_extensions = ["html_image"]  # an <img> of a width is a picture of the site, too
 myst_heading_anchors = 4
 
-smartquotes = False
+smartquotes_action = "D"  # dashes; quotes stay as they are typed
+highlight_language = "text"
 default_role = "literal"  # as docstrings have it: `name`
 add_module_names = False
 python_use_unqualified_type_names = True

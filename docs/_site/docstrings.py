@@ -23,7 +23,15 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
     from sphinx.environment import BuildEnvironment
 
-FRAMEWORKS: Final = ("agents", "google", "langchain_core", "llama_index", "pydantic_ai")
+FRAMEWORKS: Final = (
+    "agents",
+    "google",
+    "langchain_core",
+    "llama_index",
+    "pydantic",
+    "pydantic_ai",
+    "pydantic_core",
+)
 """Modules that are not imported to read what is made for them."""
 
 _PACKAGE: Final = conversation_store.__name__
