@@ -188,13 +188,17 @@ def _is_fixture(node: ast.stmt) -> bool:
     return bool(getattr(node, "decorator_list", ()))  # what is not decorated is no fixture
 
 
+def file_of(module: str) -> Path:
+    """Return the file of a module of the package."""
+    return PACKAGE.joinpath(*module.split(".")).with_suffix(".py")
+
+
 def names_of_module(module: str, wanted: set[str] | None = None) -> Iterator[set[str]]:
     """Give the public names of a module and their members, as they stand in its text.
 
     So what is made for a framework is found where that is not installed.
     """
-    file = PACKAGE.joinpath(*module.split(".")).with_suffix(".py")
-    for name, node in _names(ast.parse(file.read_text("utf-8")).body):
+    for name, node in _names(ast.parse(file_of(module).read_text("utf-8")).body):
         is_wanted = _is_fixture(node) if module == FIXTURES else wanted is None or name in wanted
         if not is_wanted or not _is_public(name):
             continue

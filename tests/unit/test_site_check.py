@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,8 @@ from site_check import Site
 
 import conversation_store
 
+REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference"
+IMPORT = re.compile(r"^   from conversation_store\.([\w.]+) import (.+)$", re.MULTILINE)
 HEADER = b"# The remainder of this file is compressed using zlib.\n"
 START = '<body><div class="sidebar-tree"><div><a href="a.html">A</a></div></div></body>'
 
@@ -84,6 +87,18 @@ def test_what_is_private_has_not_to_be_described() -> None:
     assert "conversation_store.__version__" in names
     assert not [name for name in names if "._" in name.replace(".__version__", "")]
     assert "conversation_store.adapters.history.words_of" not in names
+
+
+def test_the_reference_shows_how_to_import_what_is_there() -> None:
+    """Each line of it that imports names a module and what that defines, for a module that is."""
+    texts = [file.read_text("utf-8") for file in REFERENCE.rglob("*.rst")]
+    lines = [line for text in texts for line in IMPORT.findall(text)]
+    there = [line for line in lines if site_check.file_of(line[0]).exists()]
+
+    assert there
+    for module, names in there:
+        defined = {name for each in site_check.names_of_module(module) for name in each}
+        assert {f"conversation_store.{module}.{name}" for name in names.split(", ")} <= defined
 
 
 def test_an_entry_that_says_nothing_is_told(tmp_path: Path) -> None:
