@@ -27,6 +27,7 @@ from ..service_layer.conversations import (
     find_conversation,
     get_conversation,
     get_or_start_conversation,
+    list_conversations,
 )
 from ..service_layer.messages import (
     latest_messages,
@@ -77,6 +78,31 @@ class Owner:
         where = self._where
         store = where.store if isinstance(where, StoreThread) else where
         return store.unit_of_work(user_id=self._user_id)
+
+    async def conversations(self) -> list[Conversation]:
+        """Return all conversations of the user, the most recent activity first."""
+        found: list[Conversation] = []
+        after: str | None = None
+        while True:
+            page = await list_conversations(self.unit(), limit=MAX_LIMIT, after=after)
+            found += page.conversations
+            after = page.next_cursor
+            if after is None:
+                return found
+
+    async def after(self, conversation_id: int, position: int = 0) -> list[Message]:
+        """Return all messages of a conversation that follow a position."""
+        messages: list[Message] = []
+        while True:
+            page = await messages_after(
+                self.unit(),
+                conversation_id=conversation_id,
+                position=position + len(messages),
+                limit=MAX_LIMIT,
+            )
+            messages += page
+            if len(page) < MAX_LIMIT:
+                return messages
 
     def _check_open(self, work: Coroutine[Any, Any, Any]) -> None:
         try:
@@ -147,20 +173,6 @@ class History(Owner):
                     return await work(found)
 
         return await self._in_conversation(change)
-
-    async def after(self, conversation_id: int, position: int = 0) -> list[Message]:
-        """Return all messages of a conversation that follow a position."""
-        messages: list[Message] = []
-        while True:
-            page = await messages_after(
-                self.unit(),
-                conversation_id=conversation_id,
-                position=position + len(messages),
-                limit=MAX_LIMIT,
-            )
-            messages += page
-            if len(page) < MAX_LIMIT:
-                return messages
 
     async def _newest(self, conversation_id: int, most: int) -> list[Message]:
         messages: list[Message] = []

@@ -17,10 +17,8 @@ from ..domain.conversation import Conversation, ConversationChanges
 from ..domain.errors import ConcurrentUpdate
 from ..domain.json_object import JsonObject
 from ..domain.message import MAX_DRAFTS, Message, MessageDraft, Role
-from ..domain.page import MAX_LIMIT
 from ..service_layer.conversations import (
     get_conversation,
-    list_conversations,
     update_conversation,
 )
 from .history import History, Owner, replace, stored_item, to_draft, words_of
@@ -87,14 +85,7 @@ class Chats(Owner):
 
     async def keys(self) -> list[str]:
         """Return the keys of all that hold a message, the most recent activity first."""
-        keys: list[str] = []
-        after: str | None = None
-        while True:
-            page = await list_conversations(self.unit(), limit=MAX_LIMIT, after=after)
-            keys += [each.session_id for each in page.conversations if each.message_count]
-            after = page.next_cursor
-            if after is None:
-                return keys
+        return [each.session_id for each in await self.conversations() if each.message_count]
 
     async def read(
         self, key: str, status: MessageStatus | None, limit: int | None, offset: int | None

@@ -174,6 +174,22 @@ async def test_what_people_read(store: ConversationStore) -> None:
     assert metadata["llama_index"]["blocks"][1]["tool_name"] == "weather"
 
 
+@pytest.mark.data
+async def test_hostile_strings(store: ConversationStore, naughty_strings: list[str]) -> None:
+    """As what is said, as what a tool is called with, and as names beside it."""
+    messages = [
+        ChatMessage(
+            role="assistant",
+            blocks=[TextBlock(text=text), ToolCallBlock(tool_name="w", tool_kwargs={text: [text]})],
+            additional_kwargs={text: text},
+        )
+        for text in naughty_strings
+    ]
+    chats = LlamaIndexChatStore(store=store, user_id="ada")
+    await chats.aset_messages("s", messages)
+    assert await chats.aget_messages("s") == messages
+
+
 async def test_files_that_are_gone(store: ConversationStore, tmp_path: Path) -> None:
     """A history is read where a file that it names is not, or is not any more."""
     file = tmp_path / "a.png"

@@ -70,6 +70,11 @@ LAYERS = {
         {"llama_index", "pydantic_core"},
     ),
     "adapters.openai_agents": ({"domain", "adapters.history", "adapters.store_thread"}, {"agents"}),
+    "adapters.pydantic_ai": ({"domain", "adapters.history", "adapters.store_thread"}, {"pydantic_ai"}),
+    "adapters.pydantic_ai_store": (
+        {"domain", "service_layer", "adapters.store_thread", "adapters.pydantic_ai"},
+        {"pydantic", "pydantic_ai"},
+    ),
     "adapters.otel": ({"domain", "service_layer"}, {"attrs", "opentelemetry"}),
     "adapters": (set[str](), set[str]()),
     "bootstrap": (
