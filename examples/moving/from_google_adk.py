@@ -75,18 +75,25 @@ class Key(NamedTuple):
     session_id: str | None = None
 
 
+class Service(DatabaseSessionService):
+    """The service, as one that adds no table and no index to what is there."""
+
+    async def prepare_tables(self) -> None:
+        """Take the tables as they are."""
+        self._db_schema_version = LATEST_SCHEMA_VERSION
+
+
 class Tables:
     """The tables of DatabaseSessionService."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
-        self.service = DatabaseSessionService(db_engine=engine)
+        self.service = Service(db_engine=engine)
         self.notes: Counter[str] = Counter()
 
     async def rows(self) -> AsyncIterator[Row]:
         """Read all states, then all events, in the order in which the service gives them."""
         async with self.engine.connect() as connection:
-            await connection.execution_options(postgresql_readonly=True)
             version = await connection.run_sync(get_db_schema_version_from_connection)
             if version != LATEST_SCHEMA_VERSION:
                 raise UnreadableError(OLD.format(version))
@@ -171,7 +178,7 @@ async def opened(options: Namespace) -> AsyncGenerator[Peer]:
     url = make_url(options.source)
     if url.get_backend_name() == "sqlite":
         existing(url.database)
-    engine = create_async_engine(url)
+    engine = create_async_engine(url).execution_options(postgresql_readonly=True)
     try:
         yield Tables(engine)
     finally:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +21,7 @@ from google.adk.events import Event, EventActions
 from google.adk.sessions import BaseSessionService, DatabaseSessionService, Session
 from google.adk.sessions.migration import migration_runner
 from google.adk.sessions.schemas import v0
+from google.adk.sessions.sqlite_session_service import SqliteSessionService
 from google_adk_events import EVENTS, LARGE, said
 from sqlalchemy import create_engine
 
@@ -101,7 +104,7 @@ async def test_what_the_database_service_stored(
     """Ours gives all events and states as theirs did, and goes on; there nothing has changed."""
     is_postgres = service.db_engine.dialect.name == "postgresql"
     names = [
-        Name("a/b %", dialogue["user_id"], dialogue["session_id"]) for dialogue in dialogues[:25]
+        Name("a/b %", dialogue["user_id"], dialogue["session_id"]) for dialogue in dialogues[:10]
     ]
     for name, dialogue in zip(names, dialogues, strict=False):
         await start(service, name, events_of(dialogue), {})
@@ -222,6 +225,27 @@ async def test_pickles_are_for_adk_to_bring_up_to_date(
 
     assert moved.code == 0, moved.err
     assert await given(AdkSessionService(postgres), [name]) == theirs
+
+
+async def test_a_file_of_the_sqlite_service(
+    postgres: ConversationStore, dsn: str, tmp_path: Path
+) -> None:
+    """It has the same tables, so its URL is enough; the file is left as it is."""
+    path = tmp_path / "peer.db"
+    name = Name("birds", "ada", "s")
+    service = SqliteSessionService(str(path))
+    kinds = [event for key, event in EVENTS.items() if key != "hostile"]
+    await start(service, name, kinds, {"a": 1, "user:b": [None], "app:c": {}})
+    theirs = await given(service, [name])
+    with closing(sqlite3.connect(path)) as file:
+        before = list(file.iterdump())
+
+    moved = await move(f"sqlite+aiosqlite:///{path}", "--dsn", dsn)
+
+    assert moved.code == 0, moved.err
+    assert await given(AdkSessionService(postgres), [name]) == theirs
+    with closing(sqlite3.connect(path)) as file:
+        assert list(file.iterdump()) == before
 
 
 @pytest.mark.parametrize(
