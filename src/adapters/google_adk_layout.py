@@ -159,7 +159,7 @@ def state_of(metadata: JsonObject | None) -> dict[str, Any]:
 def _as_json(state: dict[str, Any]) -> dict[str, Any]:
     try:
         known: dict[str, Any] = to_jsonable_python(state)
-    except (PydanticSerializationError, UnicodeDecodeError):
+    except PydanticSerializationError:
         known = to_jsonable_python(state, serialize_unknown=True)
     return known
 
