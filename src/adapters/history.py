@@ -30,12 +30,11 @@ from ..service_layer.conversations import (
     list_conversations,
 )
 from ..service_layer.messages import (
-    latest_messages,
-    messages_after,
     pop_message,
     replace_messages,
 )
 from ..service_layer.unit_of_work import AsyncUnitOfWork
+from .pages import all_after, newest
 from .store_thread import Store, StoreThread
 
 T = TypeVar("T")
@@ -92,17 +91,7 @@ class Owner:
 
     async def after(self, conversation_id: int, position: int = 0) -> list[Message]:
         """Return all messages of a conversation that follow a position."""
-        messages: list[Message] = []
-        while True:
-            page = await messages_after(
-                self.unit(),
-                conversation_id=conversation_id,
-                position=position + len(messages),
-                limit=MAX_LIMIT,
-            )
-            messages += page
-            if len(page) < MAX_LIMIT:
-                return messages
+        return await all_after(self.unit, conversation_id, position)
 
     def _check_open(self, work: Coroutine[Any, Any, Any]) -> None:
         try:
@@ -130,7 +119,7 @@ class History(Owner):
         async def read(conversation_id: int) -> list[Message]:
             if most is None:
                 return await self.after(conversation_id)
-            return await self._newest(conversation_id, most)
+            return await newest(self.unit, conversation_id, most)
 
         return await self._in_conversation(read) or []
 
@@ -173,18 +162,6 @@ class History(Owner):
                     return await work(found)
 
         return await self._in_conversation(change)
-
-    async def _newest(self, conversation_id: int, most: int) -> list[Message]:
-        messages: list[Message] = []
-        while True:
-            size = min(most - len(messages), MAX_LIMIT)
-            before = messages[0].position if messages else None
-            page = await latest_messages(
-                self.unit(), conversation_id=conversation_id, limit=size, before=before
-            )
-            messages = page + messages
-            if len(page) < size or len(messages) == most:
-                return messages
 
     async def _write(self, register: Callable[[AsyncUnitOfWork, int], object]) -> None:
         """Store what is registered in the conversation, started if there is none."""
@@ -263,8 +240,10 @@ def to_draft(key: str, role: Role, said: Json, item: JsonObject) -> MessageDraft
         draft = MessageDraft(role=role, content=words_of(said), metadata={key: item})
         if draft.metadata == {key: item}:  # some numbers are not the same in canonical form
             return draft
-    # ASCII, so it can be stored whatever it holds.
-    return MessageDraft(role=role, content=json.dumps(item), metadata={key: None})
+    content = json.dumps(item, ensure_ascii=False)
+    if storable_text(content) != content:
+        content = json.dumps(item)  # all escaped, which takes up to three times as much
+    return MessageDraft(role=role, content=content, metadata={key: None})
 
 
 def stored_item(key: str, message: Message) -> JsonObject | None:
@@ -272,7 +251,10 @@ def stored_item(key: str, message: Message) -> JsonObject | None:
     stored = message.metadata
     if stored is None or key not in stored:
         return None
-    item: Json = json.loads(message.content) if stored[key] is None else stored[key]
+    item: Json = stored[key]
+    if item is None:
+        with suppress(ValueError, RecursionError):  # of others, who have the same key
+            item = json.loads(message.content)
     return item if isinstance(item, dict) else None
 
 

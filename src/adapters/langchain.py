@@ -78,8 +78,10 @@ class LangChainHistory(BaseChatMessageHistory):
     async def aget_messages(self) -> list[BaseMessage]:
         """Return all messages, oldest first.
 
-        Round trips: 1 for every 1,000 messages; 1 more where the history did not meet its
-        conversation yet.
+        They are those of one moment, whatever others clear meanwhile.
+
+        Round trips: 1, and 1 for each further 999 messages; 1 more where the history did not meet
+        its conversation yet.
         """
         return list(map(to_message, await self._history.do(self._history.read())))
 
@@ -115,9 +117,9 @@ def from_message(message: BaseMessage) -> MessageDraft:
 
 
 def to_message(message: Message) -> BaseMessage:
-    """Return the message of LangChain that a message is."""
+    """Return the message of LangChain that a message is; its role and words if it is none."""
     item = stored_item(KEY, message)
-    if item is None:
+    if item is None or item.keys() != {"type", "data"}:
         return _MADE_OF[message.role](content=message.content)
     [stored] = messages_from_dict([item])
     return stored

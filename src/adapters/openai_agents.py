@@ -71,8 +71,10 @@ class AgentsSession:
     async def get_items(self, limit: int | None = None) -> list[TResponseInputItem]:
         """Return the newest items, oldest of them first; without a limit all of them.
 
-        Round trips: 1, and 1 for each further 1,000 items; 1 more where the session did not meet
-        its conversation yet.
+        They are those of one moment, whatever others clear meanwhile.
+
+        Round trips: 1, and 1 for each further 999 items; 1 more where the session did not meet its
+        conversation yet.
         """
         most = resolve_session_limit(limit, self.session_settings)
         return [to_item(message) for message in await self._history.do(self._history.read(most))]

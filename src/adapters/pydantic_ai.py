@@ -28,7 +28,8 @@ from pydantic_ai.messages import (
 from ..domain.json_object import JsonObject
 from ..domain.message import Message, MessageDraft, Role
 from ..domain.text import storable_text
-from .history import History, Json, Store, StoreThread, stored_item, to_draft, words_of
+from .history import History, Json, stored_item, to_draft, words_of
+from .store_thread import Store, StoreThread
 
 KEY: Final = "pydantic_ai"
 """The key of a message's metadata under which the message of Pydantic AI stands."""

@@ -33,8 +33,9 @@ from ..service_layer.conversations import (
     get_or_start_conversation,
 )
 from ..service_layer.messages import latest_messages
-from .history import Owner, Store, StoreThread, append, stored_item
+from .history import Owner, append, stored_item
 from .pydantic_ai import KEY, SOURCE, draft_of, to_items, to_model_message
+from .store_thread import Store, StoreThread
 
 _Link: TypeAlias = tuple[str, str | None]
 """The id of an entry, and of the one before it."""

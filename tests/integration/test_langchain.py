@@ -120,12 +120,14 @@ async def test_messages_of_others(store: ConversationStore) -> None:
     said = [
         draft(role, role, metadata={"m": 1}) for role in ("user", "assistant", "system", "tool")
     ]
+    said.append(draft("our own key", metadata={"langchain": {"chain": "c"}}))
     await append_messages(uow, conversation_id=found.id, drafts=said)
     assert (await history.aget_messages())[1:] == [
         HumanMessage("user"),
         AIMessage("assistant"),
         SystemMessage("system"),
         AIMessage("tool"),
+        HumanMessage("our own key"),
     ]
     await close_conversation(uow, conversation_id=found.id)
     with pytest.raises(ConversationNotAcceptingMessages):

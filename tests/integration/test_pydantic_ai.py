@@ -81,9 +81,9 @@ from conversation_store import (
     redact_message,
     update_conversation,
 )
-from conversation_store.adapters.history import StoreThread
 from conversation_store.adapters.pydantic_ai import PydanticAIHistory
 from conversation_store.adapters.pydantic_ai_store import PydanticAIStore
+from conversation_store.adapters.store_thread import StoreThread
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 

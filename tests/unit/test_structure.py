@@ -56,7 +56,11 @@ LAYERS = {
         {"attrs"},
     ),
     "adapters.store_thread": ({"domain", "service_layer"}, set[str]()),
-    "adapters.history": ({"domain", "service_layer", "adapters.store_thread"}, set[str]()),
+    "adapters.pages": ({"domain", "service_layer"}, set[str]()),
+    "adapters.history": (
+        {"domain", "service_layer", "adapters.pages", "adapters.store_thread"},
+        set[str](),
+    ),
     "adapters.langchain": (
         {"domain", "adapters.history", "adapters.store_thread"},
         {"langchain_core"},
@@ -70,9 +74,13 @@ LAYERS = {
         {"llama_index", "pydantic_core"},
     ),
     "adapters.openai_agents": ({"domain", "adapters.history", "adapters.store_thread"}, {"agents"}),
-    "adapters.pydantic_ai": ({"domain", "adapters.history", "adapters.store_thread"}, {"pydantic_ai"}),
+    "adapters.pydantic_ai": (
+        {"domain", "adapters.history", "adapters.store_thread"},
+        {"pydantic_ai"},
+    ),
     "adapters.pydantic_ai_store": (
-        {"domain", "service_layer", "adapters.store_thread", "adapters.pydantic_ai"},
+        {"domain", "service_layer", "adapters.history"}
+        | {"adapters.store_thread", "adapters.pydantic_ai"},
         {"pydantic", "pydantic_ai"},
     ),
     "adapters.otel": ({"domain", "service_layer"}, {"attrs", "opentelemetry"}),
