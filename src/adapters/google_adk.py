@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 from uuid import uuid4
 from weakref import WeakValueDictionary
 
@@ -25,6 +25,8 @@ from .google_adk_states import SharedState
 from .store_thread import Store, StoreThread
 
 T = TypeVar("T")
+
+_Turn: TypeAlias = tuple[asyncio.AbstractEventLoop, SessionName]
 
 
 class AdkSessionService(BaseSessionService):
@@ -47,7 +49,7 @@ class AdkSessionService(BaseSessionService):
                 StoreThread, for use from any event loop.
         """
         self._where = store
-        self._turns: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+        self._turns: WeakValueDictionary[_Turn, asyncio.Lock] = WeakValueDictionary()
 
     async def create_session(
         self,
@@ -120,7 +122,7 @@ class AdkSessionService(BaseSessionService):
     async def append_event(self, session: Session, event: Event) -> Event:
         """Store an event and what it changes of the states, all of it or nothing.
 
-        A partial event is not stored, nor is one that the session ends with already. `temp:` state
+        A partial event is not stored, nor is one that the session holds already. `temp:` state
         is set in the session alone.
 
         Raises: StaleSessionError where the session was changed since it was read: get it again,
@@ -134,17 +136,15 @@ class AdkSessionService(BaseSessionService):
         """
         if event.partial:
             return event
-        return await self._do(lambda store: self._append(store, session, event))
-
-    async def _append(self, store: Store, session: Session, event: Event) -> Event:
         name = SessionName(session.app_name, session.user_id, session.id)
-        # Those who share a session object take turns, else they would refuse each other.
-        async with self._turns.setdefault((name.user_id, name.in_store), asyncio.Lock()):
+        # Tasks that share a session object take turns, else they would refuse each other.
+        turn = (asyncio.get_running_loop(), name)
+        async with self._turns.setdefault(turn, asyncio.Lock()):
             if any(known == event for known in session.events if known.id == event.id):
                 return event
             self._apply_temp_state(session, event)
             event = self._trim_temp_delta_state(event)
-            written = await sessions.append(store, name, session, event)
+            written = await self._do(lambda store: sessions.append(store, name, session, event))
             if isinstance(session, StoredSession):
                 session.as_read = written
             session.last_update_time = written.conversation.last_activity.timestamp()

@@ -12,6 +12,7 @@ from copy import deepcopy
 from typing import Any
 
 import pytest
+from late_proxy import LateProxy
 from store_fixtures import APPLICATION, draft, open_store, open_store_as
 from wired_store import wired_store
 
@@ -717,13 +718,44 @@ def test_several_event_loops(dsn: str, migrated: set[str]) -> None:
         for text in ("one", "two"):
             asyncio.run(service.append_event(session, said(text)))
         assert asyncio.run(got(service)).events == session.events
+
+        async def talk(name: str) -> list[Event]:
+            session = await service.create_session(**BIRDS, session_id=name)
+            await asyncio.gather(*(service.append_event(session, said(str(n))) for n in range(4)))
+            assert (await got(service, name)).events == session.events
+            return session.events
+
         with ThreadPoolExecutor() as pool:
-            appends = [service.append_event(session, said(str(number))) for number in range(8)]
-            list(pool.map(asyncio.run, appends))
-        assert asyncio.run(got(service)).events == session.events
-        assert len(session.events) == 10
+            work = [talk(str(number)) for number in range(8)]
+            assert [len(events) for events in pool.map(asyncio.run, work)] == [4] * 8
     with pytest.raises(StoreClosed):
         asyncio.run(service.get_user_state(**BIRDS))
+
+
+@pytest.mark.parametrize("way", ["lose", "keep"])
+@pytest.mark.parametrize("keys", [[], ["a"], ["user:a"], ["a", "user:a", "app:a"]], ids=str)
+async def test_an_answer_that_was_lost(
+    dsn: str, migrated: set[str], way: str, keys: list[str]
+) -> None:
+    """The event is stored once, with what it changes, and the session can be gone on with."""
+    async with open_store(dsn, "operational", migrated) as direct, LateProxy(dsn) as proxy:
+        options: Any = {"min_size": 1, "max_size": 4}
+        async with ConversationStore.connect(proxy.dsn, **options) as store:
+            service = AdkSessionService(store)
+            given = {"user:z": 1, "app:z": 1}
+            session = await service.create_session(**BIRDS, session_id="s", state=given)
+            delta = dict.fromkeys(keys, 1)
+            getattr(proxy, way)()
+            await service.append_event(
+                session, said("one", actions=EventActions(state_delta=delta))
+            )
+            if way == "keep":
+                await proxy.deliver()
+            await service.append_event(session, said("two"))
+        found = await got(AdkSessionService(direct))
+        assert found.events == session.events
+        assert len(found.events) == 2
+        assert found.state == given | delta
 
 
 # Round trips ------------------------------------------------------------------------------------
