@@ -378,6 +378,8 @@ async def test_active_and_archived(store: ConversationStore) -> None:
     await chats.delete_messages("s")
     assert await chats.get_messages("s", None) == []
     assert await chats.get_keys() == []
+    await chats.set_messages("t", said("m"))
+    assert texts_of(await chats.get_messages("t")) == ["m"]
     assert LlamaIndexMemoryStore.class_name() == "LlamaIndexMemoryStore"
 
 

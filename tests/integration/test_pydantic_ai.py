@@ -81,6 +81,7 @@ from conversation_store import (
     redact_message,
     update_conversation,
 )
+from conversation_store.adapters import pydantic_ai_store
 from conversation_store.adapters.pydantic_ai import PydanticAIHistory
 from conversation_store.adapters.pydantic_ai_store import PydanticAIStore
 from conversation_store.adapters.store_thread import StoreThread
@@ -598,6 +599,37 @@ async def test_entries_that_another_process_stored(store: ConversationStore) -> 
     assert loaded is not None
     assert loaded.messages == MESSAGES
     assert await history_of(store, "c").load() == MESSAGES
+
+
+async def test_entries_that_are_gone(
+    store: ConversationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Are not found, and said to be lost; the conversation can be deleted all the same."""
+    monkeypatch.setattr(pydantic_ai_store, "_MOST_MET", 1)
+    theirs = PydanticAIStore(store=store, user_id="ada")
+    for name in ("s", "t"):
+        await theirs.save(TheirConversation(conversation_id=name, messages=MESSAGES[:2]))
+    await history_of(store).clear()
+    with pytest.raises(LookupError):
+        await theirs.load("s")
+    await theirs.delete("s")
+    loaded = await theirs.load("t")
+    assert loaded is not None
+    assert loaded.messages == MESSAGES[:2]
+
+
+async def test_a_record_that_a_metadata_cannot_hold(store: ConversationStore) -> None:
+    """Comes back equal."""
+    theirs = PydanticAIStore(store=store, user_id="ada")
+    for value in (1e23, "\ud800", 10**400):
+        asked = DeferredToolRequests(
+            calls=[ToolCallPart("w", {}, "t")], metadata={"t": {"n": value}}
+        )
+        made = TheirConversation(conversation_id=repr(value)[:9], deferred_tool_requests=asked)
+        await theirs.save(made)
+        loaded = await theirs.load(made.conversation_id)
+        assert loaded is not None
+        assert loaded.deferred_tool_requests == asked
 
 
 async def test_what_others_do_to_its_conversations(store: ConversationStore) -> None:
