@@ -72,9 +72,9 @@ class LlamaIndexChatStore(BaseChatStore):
         return self._chats.wait_for(self._chats.read(key, None, None, None))
 
     async def aget_messages(self, key: str) -> list[ChatMessage]:
-        """Return all messages of a chat, oldest first.
+        """Return all messages of a chat, oldest first; they are those of one moment.
 
-        Round trips: 1 for every 1,000 messages; 1 more where the chat was not met yet.
+        Round trips: 1, and 1 for each further 999 messages; 1 more where the chat was not met yet.
         """
         return await self._chats.do(self._chats.read(key, None, None, None))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias, cast
@@ -199,8 +200,10 @@ def of_status(known: Sequence[Known], status: MessageStatus | None) -> list[Mess
 def _archived_up_to(conversation: Conversation) -> tuple[int, int] | None:
     """Return position and id of the last message that was archived."""
     noted: Any = (conversation.metadata or {}).get(KEY)
-    mark = cast("JsonObject", noted).get("archived") if isinstance(noted, dict) else None
-    return None if mark is None else (mark["position"], mark["message_id"])
+    with suppress(KeyError, TypeError, ValueError):  # none, or of others, who have the same key
+        mark = noted["archived"]
+        return int(mark["position"]), int(mark["message_id"])
+    return None
 
 
 def _noted(conversation: Conversation, last: Message | None) -> JsonObject | None:
@@ -237,9 +240,9 @@ def from_chat_message(
 
 
 def to_chat_message(message: Message) -> ChatMessage:
-    """Return the message of LlamaIndex that a message is."""
+    """Return the message of LlamaIndex that a message is; its role and words if it is none."""
     item = stored_item(KEY, message)
-    if item is None:
+    if item is None or not item.keys() >= {"role", "blocks", "additional_kwargs"}:
         return ChatMessage(message.content, role=_MADE_OF[message.role])
     blocks = [_without_path(block) for block in item["blocks"]]
     made = ChatMessage(role=item["role"], blocks=blocks)

@@ -71,7 +71,9 @@ class PydanticAIHistory:
         With a limit they begin where a user speaks, so that nothing that a tool gave is without its
         call: at most `limit` messages, or if the newest turn is longer, that turn.
 
-        Round trips: 1, and 1 for each further 1,000 messages; 1 more where the history did not
+        They are those of one moment, whatever others clear meanwhile.
+
+        Round trips: 1, and 1 for each further 999 messages; 1 more where the history did not
         meet its conversation yet; with a limit 1 more each time that a turn was twice as long.
         """
         return await self._history.do(self._load(limit))
@@ -151,9 +153,9 @@ def draft_of(item: JsonObject) -> MessageDraft:
 
 
 def to_model_message(message: Message) -> ModelMessage:
-    """Return the message of Pydantic AI that a message is."""
+    """Return the message of Pydantic AI that a message is; its role and words if it is none."""
     item = stored_item(KEY, message)
-    if item is not None:
+    if item is not None and item.keys() >= {"kind", "parts"}:
         return to_model_messages([item])[0]
     if message.role is Role.USER:
         return ModelRequest([UserPromptPart(message.content, timestamp=message.timestamp)])

@@ -226,6 +226,7 @@ async def test_messages_of_others(store: ConversationStore) -> None:
     conversation, [first] = await stored(store)
     uow = store.unit_of_work(user_id="ada")
     others = [draft(role, role) for role in ("user", "assistant", "system", "tool")]
+    others += [draft("theirs", metadata={"llama_index": value}) for value in (None, {"x": 1}, [1])]
     await append_messages(uow, conversation_id=conversation.id, drafts=others)
     await redact_message(uow, message_id=first.id)
     assert await chats.get_messages("s") == [
@@ -234,6 +235,7 @@ async def test_messages_of_others(store: ConversationStore) -> None:
         ChatMessage("assistant", role="assistant"),
         ChatMessage("system", role="system"),
         ChatMessage("tool", role="assistant"),
+        *said(*["theirs"] * 3),
     ]
 
 
@@ -405,6 +407,10 @@ async def test_others_change_what_is_archived(store: ConversationStore) -> None:
     assert texts_of(await chats.delete_oldest_messages("s", 1)) == ["w"]
     assert (await stored(store))[0].metadata == {"ours": 1}
     assert texts_of(await chats.get_messages("s")) == [*"xyz"]
+    for theirs in (1, {}, {"archived": 1}, {"archived": {"position": "?", "message_id": 1}}):
+        metadata = {"llama_index": theirs}
+        await update_conversation(uow, conversation_id=conversation.id, metadata=metadata)
+        assert texts_of(await chats.get_messages("s")) == [*"xyz"]
     await chats.archive_oldest_messages("s", 1)
     assert texts_of(await chats.get_messages("s")) == [*"yz"]
 

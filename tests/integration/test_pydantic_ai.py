@@ -370,12 +370,13 @@ async def test_messages_of_others(store: ConversationStore) -> None:
     await history.add(MESSAGES[:1])
     conversation, [first] = await stored(store)
     others = [draft(role, role) for role in ("user", "assistant", "system", "tool")]
+    others += [draft("theirs", metadata={"pydantic_ai": value}) for value in (None, {"x": 1}, [1])]
     await append_messages(uow, conversation_id=conversation.id, drafts=others)
     await redact_message(uow, message_id=first.id)
     found = await history.load()
     kinds = [type(message.parts[0]) for message in found]
-    assert kinds == [UserPromptPart, UserPromptPart, TextPart, SystemPromptPart, TextPart]
-    words = ["[redacted]", "user", "assistant", "system", "tool"]
+    assert kinds[:5] == [UserPromptPart, UserPromptPart, TextPart, SystemPromptPart, TextPart]
+    words = ["[redacted]", "user", "assistant", "system", "tool", *["theirs"] * 3]
     assert list(map(text_of, found)) == words
 
 
