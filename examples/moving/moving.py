@@ -225,9 +225,7 @@ class Move:
         rising: list[datetime] = []
         for time in times:
             if time is None or time < latest:
-                self._peer.notes[
-                    "with the time of the one before, for its own was earlier or missing"
-                ] += 1
+                self._peer.notes["with the time of the one before it, later than its own"] += 1
             else:
                 latest = time
             rising.append(latest)

@@ -234,6 +234,8 @@ async def test_a_clock_that_went_back(
         for row, time in enumerate(("10:00:00", "09:00:00", "11:00:00", "10:30:00"), 1):
             changed = f"2020-01-01 {time}"
             file.execute("UPDATE agent_messages SET created_at = ? WHERE id = ?", (changed, row))
+        file.execute("UPDATE agent_sessions SET created_at = '2020-01-01 09:30:00'")
+        file.execute("UPDATE agent_sessions SET updated_at = '2020-01-01 12:00:00'")
 
     moved = await move(path, "--user-id", "ada", "--dsn", dsn)
 
@@ -244,6 +246,10 @@ async def test_a_clock_that_went_back(
     assert await given(ours(postgres), ["s"]) == {"s": ITEMS[:4]}
     times = [message.timestamp.hour for message in await _messages(postgres, "s", 4)]
     assert times == [10, 10, 11, 11]
+    [record] = [record async for record in export_conversations(postgres.unit_of_work())]
+    assert record.get("start_time") == "2020-01-01T09:30:00.000000Z"
+    assert record.get("last_activity") == "2020-01-01T12:00:00.000000Z"
+    assert record.get("metadata") == {"moved_from": "openai-agents"}
 
 
 async def test_branches(postgres: ConversationStore, dsn: str, tmp_path: Path) -> None:
