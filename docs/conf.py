@@ -12,7 +12,7 @@ from pathlib import Path
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS / "_site"))
 
-from docstrings import FRAMEWORKS, pages_of_absent_modules  # noqa: E402 - it is in that folder
+from docstrings import FRAMEWORKS  # noqa: E402 - it is in that folder
 
 import conversation_store  # noqa: E402 - what is read is what is installed
 
@@ -22,7 +22,7 @@ html_title = f"{project} {version}"
 
 root_doc = "docs/index"
 include_patterns = ["*.md", "benchmarks/*.md", "docs/**.md", "docs/**.rst"]
-exclude_patterns = [".*", "build", "dist", "src", "tests", *pages_of_absent_modules()]
+exclude_patterns = [".*", "build", "dist", "src", "tests"]
 
 extensions = [
     "myst_parser",

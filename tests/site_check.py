@@ -30,7 +30,7 @@ MADE_BY_THE_TOOL: Final = {"index.html", "genindex.html", "py-modindex.html", "s
 """Pages that are not in the navigation: the way to the start, it itself, and indexes."""
 
 PUBLIC_ELSEWHERE: Final = {
-    "adapters.history": {"Store", "StoreThread"},
+    "adapters.store_thread": {"Store", "StoreThread"},
     "adapters.otel": {"OpenTelemetryObserver"},
     "adapters.postgres.embedded": {"EmbeddedPostgres", "EmbeddedPostgresError", "find_binaries"},
     "adapters.postgres.migrate": {"migration_sql"},

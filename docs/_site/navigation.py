@@ -67,25 +67,25 @@ NAVIGATION: Final = {
             "errors.rst",
             "repositories.rst",
             "observers.rst",
-            "frameworks/*.rst",
+            "frameworks/store_thread.rst",
+            "frameworks/[!s]*.rst",
             "servers.rst",
             "command-line.rst",
         ]
     },
 }
-"""Of each page with others beneath it: their groups. What is named and is not there is left out."""
+"""Of each page with others beneath it: their groups."""
 
 
-def _pages(app: Sphinx, folder: Path, patterns: list[str]) -> list[str]:
+def _pages(folder: Path, patterns: list[str]) -> list[str]:
     """Return the entries of a table of contents for what the patterns find."""
     entries: list[str] = []
     for pattern in patterns:
         title, _, path = pattern.removesuffix(">").rpartition(" <")
         up = "../" if path.startswith("../") else ""
         start = folder / up
-        for page in sorted(start.glob(path.removeprefix(up))):
-            if app.env.path2doc(page.resolve()) not in app.env.found_docs:
-                continue
+        path = path.removeprefix(up)
+        for page in sorted(start.glob(path)) if "*" in path else [start / path]:
             entry = f"{up}{page.relative_to(start).with_suffix('').as_posix()}"
             entries.append(f"{title} <{entry}>" if title else entry)
     return entries
@@ -96,7 +96,7 @@ def _add_navigation(app: Sphinx, docname: str, source: list[str]) -> None:
     is_markdown = page.suffix == ".md"
     for caption, patterns in NAVIGATION.get(docname, {}).items():
         options = [":hidden:", f":caption: {caption}"] if caption else [":maxdepth: 1"]
-        lines = [*options, "", *_pages(app, page.parent, patterns)]
+        lines = [*options, "", *_pages(page.parent, patterns)]
         if is_markdown:
             source[0] += "\n".join(["", "```{toctree}", *lines, "```", ""])
         else:

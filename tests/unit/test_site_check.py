@@ -67,7 +67,7 @@ def test_a_new_public_name_has_to_be_described(monkeypatch: pytest.MonkeyPatch) 
         "conversation_store.ConversationRecord.start_time",
         "conversation_store.InvalidRecord.offset",
         "conversation_store.MessageRepository.latest",
-        "conversation_store.adapters.history.StoreThread.wait_for",
+        "conversation_store.adapters.store_thread.StoreThread.wait_for",
         "conversation_store.adapters.openai_agents.AgentsSession.pop_item",
         "conversation_store.adapters.postgres.embedded.EmbeddedPostgres.dsn",
         "conversation_store.entrypoints.pytest_plugin.conversation_store_on_server",
