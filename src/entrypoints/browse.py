@@ -20,7 +20,7 @@ from textual.widgets import DataTable, Footer, Header, Input, RichLog
 
 from ..bootstrap import ConversationStore
 from ..domain.conversation import Conversation
-from ..domain.errors import ConversationStoreError
+from ..domain.errors import ConversationNotFound, ConversationStoreError
 from ..service_layer.conversations import find_conversation, list_conversations
 from ..service_layer.transfer import export_conversations
 from .show import one_line, print_conversation
@@ -99,8 +99,9 @@ class Browser(App[None]):
 
     def on_data_table_row_highlighted(self, event: DataTable.RowHighlighted) -> None:
         """Show the messages of the conversation that the cursor is on."""
-        if event.row_key.value is not None:
-            self._do("show", self._show(self._shown[event.row_key.value]))
+        shown = self._shown.get(event.row_key.value or "")
+        if shown is not None:  # else the list was made anew since
+            self._do("show", self._show(shown))
 
     def _do(self, group: str, work: Coroutine[Any, Any, None]) -> None:
         """Do work in the background, in place of what was done in its group."""
@@ -150,7 +151,10 @@ class Browser(App[None]):
             file=page, width=width, force_terminal=True, highlight=False, markup=False, emoji=False
         )
         uow = self._store.unit_of_work(user_id=self._user_id)
-        await print_conversation(console, uow, conversation, _MOST_MESSAGES)
+        try:
+            await print_conversation(console, uow, conversation, _MOST_MESSAGES)
+        except ConversationNotFound:
+            console.print("It was deleted since it was listed.")
         self._messages.clear().write(Text.from_ansi(page.getvalue()))
 
     def _clear(self) -> None:

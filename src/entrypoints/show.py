@@ -85,6 +85,8 @@ async def print_conversation(
             position=position,
             limit=min(MAX_LIMIT, conversation.message_count - position),
         )
+        if not page:  # they were taken away since the conversation was read
+            break
         position = page[-1].position
         for message in page:
             if message.timestamp.date() != shown:

@@ -10,7 +10,14 @@ import pytest
 from store_fixtures import draft
 from textual.widgets import DataTable, Input, RichLog
 
-from conversation_store import ConversationStore, StoreUnavailable, start_conversation
+from conversation_store import (
+    ConversationStore,
+    StoreUnavailable,
+    delete_conversation,
+    find_conversation,
+    replace_messages,
+    start_conversation,
+)
 from conversation_store.entrypoints import browse
 from conversation_store.entrypoints.browse import Browser
 
@@ -95,6 +102,47 @@ async def test_page_by_page(monkeypatch: pytest.MonkeyPatch) -> None:
         await pilot.press("m", "slash", *"wait", "enter")
         await until_quiet(app, pilot)
         assert len(sessions(app)) == 1
+
+
+async def test_what_changed_since_it_was_listed() -> None:
+    """A conversation that was cleared, or deleted, is shown as that."""
+    store = await filled(ConversationStore.in_memory())
+    app = Browser(store, "ada")
+    uow = store.unit_of_work(user_id="ada")
+    ids = {}
+    for session in ("first", "second"):
+        found = await find_conversation(uow, session_id=session)
+        assert found is not None
+        ids[session] = found.id
+    async with app.run_test(size=SIZE) as pilot:
+        await until_quiet(app, pilot)
+        await replace_messages(uow, conversation_id=ids["first"], drafts=[])
+        await delete_conversation(uow, conversation_id=ids["second"])
+        await pilot.press("down")
+        await until_quiet(app, pilot)
+        assert "session   first" in messages(app)
+        assert "Where" not in messages(app)
+        await pilot.press("up")
+        await until_quiet(app, pilot)
+        assert "It was deleted since it was listed." in messages(app)
+        assert app.is_running
+    assert app.error is None
+
+
+async def test_a_row_that_is_gone_when_the_cursor_is_told() -> None:
+    """The list may be made anew in between; that is no failure."""
+    app = Browser(await filled(ConversationStore.in_memory()), "ada")
+    async with app.run_test(size=SIZE) as pilot:
+        await until_quiet(app, pilot)
+        table: DataTable[Any] = app.query_one(DataTable)
+        [key, *_] = table.rows
+        app.action_search()
+        await pilot.press(*"nothing", "enter")
+        await until_quiet(app, pilot)
+        assert sessions(app) == []
+        table.post_message(DataTable.RowHighlighted(table, 0, key))
+        await until_quiet(app, pilot)
+        assert app.is_running
 
 
 async def test_a_failure_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
