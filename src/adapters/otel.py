@@ -136,16 +136,18 @@ class _Observation:
         if error is not None:
             told["error.type"] = type(error).__qualname__
             self.span.set_status(StatusCode.ERROR)
-        if outcome is None:
-            self.instruments.calls.record(seconds, told)
-        else:
-            told[f"{_NAME}.outcome"] = outcome.value
-            self._measure_unit(seconds, tally, error)
-        if self.span.is_recording():
-            self.span.set_attributes({**told, **_numbers(tally)})
-        if self.token is not None:
-            context.detach(self.token)
-        self.span.end()
+        try:
+            if outcome is None:
+                self.instruments.calls.record(seconds, told)
+            else:
+                told[f"{_NAME}.outcome"] = outcome.value
+                self._measure_unit(seconds, tally, error)
+            if self.span.is_recording():
+                self.span.set_attributes({**told, **_numbers(tally)})
+        finally:  # whatever providers raise, the span does not stay the current one
+            if self.token is not None:
+                context.detach(self.token)
+            self.span.end()
 
     def _measure_unit(self, seconds: float, tally: Tally, error: BaseException | None) -> None:
         instruments = self.instruments

@@ -31,6 +31,7 @@ from conversation_store import (
 if "CONVERSATION_STORE_CI" not in os.environ:
     pytest.importorskip("opentelemetry.sdk", reason="needs opentelemetry-sdk (the extra `test`)")
 
+from opentelemetry.metrics import NoOpHistogram, NoOpMeter, NoOpMeterProvider
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -290,6 +291,35 @@ async def test_the_twin_tells_spans_too() -> None:
         "conversation_store.unit_of_work",
         "conversation_store.start_conversation",
     ]
+
+
+class BrokenHistogram(NoOpHistogram):
+    """One that cannot be recorded in."""
+
+    def record(self, *_: Any, **__: Any) -> None:
+        """Fail."""
+        raise LookupError
+
+
+class BrokenMeters(NoOpMeterProvider):
+    """Gives meters of such histograms."""
+
+    def get_meter(self, name: str, *_: Any, **__: Any) -> NoOpMeter:
+        """Return one."""
+        meter = NoOpMeter(name)
+        meter.create_histogram = lambda name, *_, **__: BrokenHistogram(name)  # type: ignore[method-assign]
+        return meter
+
+
+async def test_metrics_that_cannot_be_recorded() -> None:
+    """Spans end all the same, and what the host does next is no part of them."""
+    exporter, tracers = InMemorySpanExporter(), TracerProvider()
+    tracers.add_span_processor(SimpleSpanProcessor(exporter))
+    observer = OpenTelemetryObserver(tracer_provider=tracers, meter_provider=BrokenMeters())
+    async with ConversationStore.in_memory(observer=observer) as store:
+        await start_conversation(store.unit_of_work(), user_id="u", session_id="s")
+        assert get_current_span().get_span_context().span_id == 0
+    assert len(exporter.get_finished_spans()) == 2
 
 
 def test_without_the_extra_all_else_works() -> None:
