@@ -205,6 +205,14 @@ async def test_row_security_that_is_off(look: Look, owner: psycopg.Connection[An
     assert (found.severity, found.what[:4]) == (Severity.OK, "off:")
 
 
+async def test_row_security_that_is_refused(look: Look) -> None:
+    """A role with the setting row_security off can read nothing where policies bind it."""
+    found = (await look(APPLICATION, options="-c row_security=off"))["row security"]
+    assert found.severity is Severity.PROBLEM
+    role = sql.Identifier(APPLICATION).as_string()
+    assert found.remedy == f"ALTER ROLE {role} SET row_security = on;"
+
+
 async def test_a_schema_that_may_not_be_used(look: Look, owner: psycopg.Connection[Any]) -> None:
     """The role learns that, and nothing fails."""
     role = sql.Identifier(APPLICATION)

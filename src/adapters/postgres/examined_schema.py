@@ -9,7 +9,7 @@ from attrs import frozen
 
 from ...domain.errors import StoreMisconfigured
 from .connections import Connection
-from .ddl import fetch, fill, literal
+from .ddl import fetch, fill, literal, quoted
 from .findings import Finding, advice, ok, problem
 from .migrate import RECORDS, applied, is_secured, known_migrations, missing_after
 from .privileges import CHANGED
@@ -150,6 +150,9 @@ async def _row_security(
     ids = (objects.ids[name] for name in _TABLES)
     query = f"SELECT {' AND '.join(f'row_security_active({each}::oid)' for each in ids)}"
     if await fetch(connection, query) == [(True,)]:
+        if await fetch(connection, "SHOW row_security") == [("off",)]:
+            remedy = f"ALTER ROLE {quoted(role)} SET row_security = on;"
+            return problem(about, "on, but the setting row_security is off: all is refused", remedy)
         return ok(about, f"on, and it binds {role}: open the store with row_security=True")
     what = f"on, but it does not bind {role}, a superuser or one with BYPASSRLS"
     return advice(about, what, "right for maintenance; connect the application as another role")
