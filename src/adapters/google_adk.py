@@ -94,8 +94,8 @@ class AdkSessionService(BaseSessionService):
         Without a user it reads the whole store, with all its messages, and is a task for
         maintenance; raises UnitOfWorkMisuse under row security.
 
-        Round trips: 1, and 1 for every 1,000 conversations of the user, of other apps too; without
-        a user as `export_conversations`.
+        Round trips: 2; 1 more for each further 1,000 conversations of the user, of other apps too,
+        and 1 more for these; without a user as `export_conversations`.
         """
         if user_id is None:
             found = await self._do(lambda store: sessions.list_of_all(store, app_name))

@@ -24,10 +24,8 @@ from ..domain.errors import (
     InvalidConversation,
 )
 from ..domain.message import Message
-from ..domain.page import MAX_LIMIT
 from ..domain.unit import Pending
-from ..service_layer.conversations import find_conversation, list_conversations
-from ..service_layer.messages import latest_messages
+from ..service_layer.conversations import find_conversation
 from ..service_layer.removal import delete_conversation
 from ..service_layer.transfer import export_conversations
 from ..service_layer.unit_of_work import AsyncUnitOfWork
@@ -45,6 +43,7 @@ from .google_adk_layout import (
     with_state,
 )
 from .google_adk_states import Shared, SharedState, read_shared, write_shared
+from .pages import all_conversations, newest
 from .store_thread import Store
 
 _STALE: Final = (
@@ -144,16 +143,8 @@ async def get(store: Store, name: SessionName, config: GetSessionConfig) -> Stor
 
 
 async def list_of_user(store: Store, app_name: str, user_id: str) -> list[Session]:
-    """Return the sessions of a user. Round trips: 1, and 1 for every 1,000 conversations."""
-    found: list[Conversation] = []
-    cursor: str | None = None
-    while True:
-        unit = store.unit_of_work(user_id=user_id)
-        page = await list_conversations(unit, limit=MAX_LIMIT, after=cursor)
-        found += page.conversations
-        cursor = page.next_cursor
-        if cursor is None:
-            break
+    """Return the sessions of a user. Round trips: 1, and those of `all_conversations`."""
+    found = await all_conversations(lambda: store.unit_of_work(user_id=user_id))
     of_user = SharedState(owner=user_id, name=state_name(app_name))
     for each in found:
         if each.session_id == of_user.name:
@@ -258,8 +249,8 @@ async def _meet(store: Store, name: SessionName, session: Session) -> AsRead:
     found = await name.find(store)
     if found is None:
         raise name.not_found()
-    newest = await _newest(store, found, 1)
-    if [to_event(each).id for each in newest] != [each.id for each in session.events[-1:]]:
+    last = await _newest(store, found, 1)
+    if [to_event(each).id for each in last] != [each.id for each in session.events[-1:]]:
         raise StaleSessionError(_STALE)
     shared = await read_shared(store, name.app_name, name.user_id)
     return AsRead(conversation=found, shared=shared)
@@ -280,18 +271,14 @@ async def _events(
 
 async def _newest(store: Store, conversation: Conversation, most: int) -> list[Message]:
     """Return the newest messages that a conversation had when it was read, oldest first."""
-    messages: list[Message] = []
-    before = conversation.message_count + 1
-    while before > 1 and len(messages) < most:
-        page = await latest_messages(
-            store.unit_of_work(user_id=conversation.user_id),
-            conversation_id=conversation.id,
-            limit=min(most - len(messages), MAX_LIMIT),
-            before=before,
-        )
-        messages[:0] = page
-        before = page[0].position if page else 1
-    return messages
+    if not conversation.message_count:
+        return []
+    return await newest(
+        lambda: store.unit_of_work(user_id=conversation.user_id),
+        conversation.id,
+        most,
+        before=conversation.message_count + 1,
+    )
 
 
 def _name_in(app_name: str, user_id: str, in_store: str) -> SessionName | None:

@@ -20,21 +20,19 @@ from ..domain.errors import (
 )
 from ..domain.json_object import JsonObject
 from ..domain.message import MAX_DRAFTS, Message, MessageDraft, Role
-from ..domain.page import MAX_LIMIT
 from ..domain.text import storable_text
 from ..domain.unit import Pending
 from ..service_layer.conversations import (
     find_conversation,
     get_conversation,
     get_or_start_conversation,
-    list_conversations,
 )
 from ..service_layer.messages import (
     pop_message,
     replace_messages,
 )
 from ..service_layer.unit_of_work import AsyncUnitOfWork
-from .pages import all_after, newest
+from .pages import all_after, all_conversations, newest
 from .store_thread import Store, StoreThread
 
 T = TypeVar("T")
@@ -80,14 +78,7 @@ class Owner:
 
     async def conversations(self) -> list[Conversation]:
         """Return all conversations of the user, the most recent activity first."""
-        found: list[Conversation] = []
-        after: str | None = None
-        while True:
-            page = await list_conversations(self.unit(), limit=MAX_LIMIT, after=after)
-            found += page.conversations
-            after = page.next_cursor
-            if after is None:
-                return found
+        return await all_conversations(self.unit)
 
     async def after(self, conversation_id: int, position: int = 0) -> list[Message]:
         """Return all messages of a conversation that follow a position."""

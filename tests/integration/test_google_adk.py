@@ -49,9 +49,10 @@ from conversation_store import (
     import_conversations,
     latest_messages,
     list_conversations,
+    replace_messages,
     update_conversation,
 )
-from conversation_store.adapters import google_adk_sessions
+from conversation_store.adapters import pages
 from conversation_store.adapters.google_adk import AdkSessionService
 from conversation_store.adapters.google_adk_layout import from_event
 from conversation_store.adapters.store_thread import StoreThread
@@ -628,7 +629,7 @@ async def test_more_than_a_store_takes(store: ConversationStore) -> None:
 
 async def test_long_sessions(store: ConversationStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """All events, the newest of them, those from a time on: they are read page by page."""
-    monkeypatch.setattr(google_adk_sessions, "MAX_LIMIT", 10)
+    monkeypatch.setattr(pages, "MAX_LIMIT", 10)
     service = AdkSessionService(store)
     await service.create_session(**BIRDS, session_id="s")
     uow = store.unit_of_work(user_id="ada")
@@ -649,13 +650,63 @@ async def test_long_sessions(store: ConversationStore, monkeypatch: pytest.Monke
 
 async def test_long_lists(store: ConversationStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are read page by page; what is of other apps is left out."""
-    monkeypatch.setattr(google_adk_sessions, "MAX_LIMIT", 2)
+    monkeypatch.setattr(pages, "MAX_LIMIT", 2)
     service = AdkSessionService(store)
     for number in range(7):
         name = ("birds", "trees")[number % 2]
         await service.create_session(app_name=name, user_id="ada", session_id=str(number))
     listed = await service.list_sessions(**BIRDS)
     assert [session.id for session in listed.sessions] == ["0", "2", "4", "6"]
+
+
+async def test_sessions_that_are_active_while_they_are_listed(
+    store: ConversationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They move to the front of the list, so are on no page that is still to come; none is lost."""
+    monkeypatch.setattr(pages, "MAX_LIMIT", 2)
+    service = AdkSessionService(store)
+    for number in range(7):
+        await service.create_session(**BIRDS, session_id=str(number))
+    oldest_first = iter("012")
+
+    async def others_go_on(*args: Any, **values: Any) -> Any:
+        page = await list_conversations(*args, **values)
+        if active := next(oldest_first, None):
+            await service.append_event(await got(service, active), said("hello"))
+        return page
+
+    monkeypatch.setattr(pages, "list_conversations", others_go_on)
+    listed = await service.list_sessions(**BIRDS)
+    assert sorted(session.id for session in listed.sessions) == list("0123456")
+
+
+async def test_a_session_that_others_replace_while_it_is_read(
+    store: ConversationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its events are those of one moment."""
+    monkeypatch.setattr(pages, "MAX_LIMIT", 10)
+    service = AdkSessionService(store)
+    await service.create_session(**BIRDS, session_id="s")
+    uow = store.unit_of_work(user_id="ada")
+    chat = await find_conversation(uow, session_id="birds/s")
+    assert chat is not None
+    drafts = [from_event(said(str(number))) for number in range(25)]
+    await append_messages(uow, conversation_id=chat.id, drafts=drafts)
+    others = [from_event(said(f"other {number}")) for number in range(25)]
+    replacing = iter([others])
+
+    async def others_replace(*args: Any, **values: Any) -> Any:
+        page = await latest_messages(*args, **values)
+        if drafts := next(replacing, None):
+            uow = store.unit_of_work(user_id="ada")
+            await replace_messages(uow, conversation_id=chat.id, drafts=drafts)
+        return page
+
+    monkeypatch.setattr(pages, "latest_messages", others_replace)
+    found = await got(service)
+    assert [from_event(event).content for event in found.events] == [
+        draft.content for draft in others
+    ]
 
 
 async def test_a_session_that_goes_while_it_is_read(
@@ -670,7 +721,7 @@ async def test_a_session_that_goes_while_it_is_read(
         await service.delete_session(**BIRDS, session_id="s")
         return await latest_messages(*args, **values)
 
-    monkeypatch.setattr(google_adk_sessions, "latest_messages", too_late)
+    monkeypatch.setattr(pages, "latest_messages", too_late)
     assert await service.get_session(**BIRDS, session_id="s") is None
 
 
