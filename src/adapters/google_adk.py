@@ -140,10 +140,10 @@ class AdkSessionService(BaseSessionService):
         # Tasks that share a session object take turns, else they would refuse each other.
         turn = (asyncio.get_running_loop(), name)
         async with self._turns.setdefault(turn, asyncio.Lock()):
-            if any(known == event for known in session.events if known.id == event.id):
-                return event
             self._apply_temp_state(session, event)
             event = self._trim_temp_delta_state(event)
+            if any(known == event for known in session.events if known.id == event.id):
+                return event
             written = await self._do(lambda store: sessions.append(store, name, session, event))
             if isinstance(session, StoredSession):
                 session.as_read = written

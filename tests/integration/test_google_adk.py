@@ -537,6 +537,11 @@ async def test_an_event_is_not_stored_twice(store: ConversationStore) -> None:
     assert len((await got(service)).events) == 1
     await service.append_event(session, said("other", id="e"))
     assert len((await got(service)).events) == 2
+    temporary = Event(actions=EventActions(state_delta={"temp:t": 1, "kept": 2}))
+    sent_again = temporary.model_copy(deep=True)
+    await service.append_event(session, temporary)
+    await service.append_event(session, sent_again)
+    assert len((await got(service)).events) == 3
 
 
 async def test_sessions_that_the_service_did_not_give(store: ConversationStore) -> None:
