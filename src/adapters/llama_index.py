@@ -133,7 +133,8 @@ class LlamaIndexChatStore(BaseChatStore):
     async def aget_keys(self) -> list[str]:
         """Return the keys of all chats that hold a message, the most recent activity first.
 
-        These are all conversations of the user. Round trips: 1 for every 1,000 conversations.
+        These are all conversations of the user. Round trips: 1; of more than 1,000
+        conversations 1 for each 1,000 and 1 more.
         """
         return await self._chats.do(self._chats.keys())
 
@@ -290,6 +291,7 @@ class LlamaIndexMemoryStore(AsyncDBChatStore):
     async def get_keys(self) -> list[str]:
         """Return the keys of all chats that hold a message, the most recent activity first.
 
-        These are all conversations of the user. Round trips: 1 for every 1,000 conversations.
+        These are all conversations of the user. Round trips: 1; of more than 1,000
+        conversations 1 for each 1,000 and 1 more.
         """
         return await self._chats.do(self._chats.keys())

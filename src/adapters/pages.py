@@ -1,8 +1,8 @@
 """Reading more than a page holds.
 
-Messages are those of one moment. Each further page begins with the message that the page before ended with. Where that one is gone,
-the history was cleared, replaced or popped to there meanwhile, so it is read anew: what is before a
-message that is still there has not changed.
+Messages are those of one moment. Each further page begins with the message that the page before
+ended with. Where that one is gone, the history was cleared, replaced or popped to there meanwhile,
+so it is read anew: what is before a message that is still there has not changed.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ class PydanticAIStore(ConversationStore):
     ) -> Sequence[ConversationRecord]:
         """Return the records of a scope, or all, the one saved last first.
 
-        Round trips: 1 for every 1,000 conversations of the user.
+        Round trips: 1; of more than 1,000 conversations of the user 1 for each 1,000 and 1 more.
         """
         return await self._log.do(self._log.read_records(scope, limit))
 
