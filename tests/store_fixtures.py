@@ -10,7 +10,14 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from conversation_store import ConversationStore, MessageDraft
+from conversation_store import (
+    Conversation,
+    ConversationStore,
+    Message,
+    MessageDraft,
+    find_conversation,
+    messages_after,
+)
 
 
 def draft(content: str, role: str = "user", **values: Any) -> MessageDraft:
@@ -21,6 +28,16 @@ def draft(content: str, role: str = "user", **values: Any) -> MessageDraft:
 def turn(number: int) -> list[MessageDraft]:
     """Return a question and its answer."""
     return [draft(f"question {number}"), draft(f"answer {number}", "assistant")]
+
+
+async def stored(
+    store: ConversationStore, session_id: str = "s"
+) -> tuple[Conversation, list[Message]]:
+    """Return a conversation of ada's, with its messages: at most 1,000."""
+    uow = store.unit_of_work(user_id="ada")
+    found = await find_conversation(uow, session_id=session_id)
+    assert found is not None
+    return found, await messages_after(uow, conversation_id=found.id, position=0, limit=1000)
 
 
 def _fresh(dsn: str, schema: str) -> None:

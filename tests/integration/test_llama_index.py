@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 from guide_script import queries_of, run_script
-from store_fixtures import draft, open_store
+from store_fixtures import draft, open_store, stored
 from watching import Watcher
 
 if "CONVERSATION_STORE_CI" not in os.environ:
@@ -41,16 +41,12 @@ from llama_index.core.storage.chat_store import SimpleChatStore
 from llama_index.core.storage.chat_store.base_db import MessageStatus
 
 from conversation_store import (
-    Conversation,
     ConversationNotAcceptingMessages,
     ConversationStore,
-    Message,
     UnitOfWorkMisuse,
     append_messages,
     close_conversation,
     delete_conversation,
-    find_conversation,
-    messages_after,
     pop_message,
     redact_message,
     replace_messages,
@@ -125,15 +121,6 @@ def texts_of(messages: Sequence[ChatMessage] | None) -> list[str]:
 def store(framework_store: ConversationStore) -> ConversationStore:
     """Give an empty store of each kind."""
     return framework_store
-
-
-async def stored(store: ConversationStore, key: str = "s") -> tuple[Conversation, list[Message]]:
-    """Return the conversation of a key, with its messages."""
-    uow = store.unit_of_work(user_id="ada")
-    found = await find_conversation(uow, session_id=key)
-    assert found is not None
-    messages = await messages_after(uow, conversation_id=found.id, position=0, limit=1000)
-    return found, messages
 
 
 # Messages -----------------------------------------------------------------------------------------

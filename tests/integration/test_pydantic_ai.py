@@ -14,7 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 from guide_script import queries_of, run_script
-from store_fixtures import draft, open_store
+from store_fixtures import draft, open_store, stored
 from watching import Watcher
 
 if "CONVERSATION_STORE_CI" not in os.environ:
@@ -67,17 +67,14 @@ from pydantic_ai.tools import DeferredToolRequests
 from pydantic_ai.usage import RequestUsage, RunUsage, UsageLimits
 
 from conversation_store import (
-    Conversation,
     ConversationNotAcceptingMessages,
     ConversationStore,
     InvalidMessage,
-    Message,
     UnitOfWorkMisuse,
     append_messages,
     close_conversation,
     delete_conversation,
     find_conversation,
-    messages_after,
     redact_message,
     update_conversation,
 )
@@ -231,17 +228,6 @@ def store(framework_store: ConversationStore) -> ConversationStore:
 def history_of(store: Any, session_id: str = "s") -> PydanticAIHistory:
     """Return a history of ada's."""
     return PydanticAIHistory(session_id, store=store, user_id="ada")
-
-
-async def stored(
-    store: ConversationStore, session_id: str = "s"
-) -> tuple[Conversation, list[Message]]:
-    """Return the conversation of a session, with its messages."""
-    uow = store.unit_of_work(user_id="ada")
-    found = await find_conversation(uow, session_id=session_id)
-    assert found is not None
-    messages = await messages_after(uow, conversation_id=found.id, position=0, limit=1000)
-    return found, messages
 
 
 # A history ----------------------------------------------------------------------------------------
