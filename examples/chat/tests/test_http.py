@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -118,6 +119,19 @@ async def test_what_fails_before_the_first_word_has_a_status(
     refused = await say(client, "More", "r2")
     assert refused.status_code == 409
     assert refused.json()["error"] == "ConversationNotAcceptingMessages"
+
+
+@pytest.mark.parametrize("name", ["birds/s-1", "/", "a/../b", "%2F", "?#", "über"])
+async def test_a_conversation_has_any_name(client: httpx.AsyncClient, name: str) -> None:
+    """Others that share the store name theirs as they like: each can be opened."""
+    path = quote(name, safe="")
+    await say(client, "Hello", session_id=path)
+
+    listed = (await client.get("/api/conversations")).json()["conversations"]
+    assert [each["session_id"] for each in listed] == [name]
+    read = (await client.get(f"/api/conversations/{path}")).json()
+    assert [message["position"] for message in read["messages"]] == [1, 2]
+    assert (await client.delete(f"/api/conversations/{path}")).status_code == 204
 
 
 async def test_conversations_are_listed_by_pages_the_newest_first(

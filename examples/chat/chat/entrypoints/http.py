@@ -178,7 +178,7 @@ async def list_page(uow: Unit, limit: Limit = 20, after: str | None = None) -> d
     return {"conversations": listed, "next": page.next_cursor}
 
 
-@api.get("/api/conversations/{session_id}")
+@api.get("/api/conversations/{session_id:path}")
 async def read(
     uow: Unit, session_id: str, limit: Limit = 50, before: int | None = None, after: int = 0
 ) -> dict[str, Any]:
@@ -193,7 +193,7 @@ async def read(
     return described | {"messages": shown(messages)}
 
 
-@api.post("/api/conversations/{session_id}")
+@api.post("/api/conversations/{session_id:path}")
 async def say(uow: Unit, chat: Wired, session_id: str, turn: NewTurn) -> StreamingResponse:
     bits = take_turn(uow, chat, session_id=session_id, text=turn.text, request_id=turn.request_id)
     return StreamingResponse(
@@ -203,7 +203,7 @@ async def say(uow: Unit, chat: Wired, session_id: str, turn: NewTurn) -> Streami
     )
 
 
-@api.delete("/api/conversations/{session_id}", status_code=204)
+@api.delete("/api/conversations/{session_id:path}", status_code=204)
 async def delete(uow: Unit, session_id: str) -> None:
     conversation = await conversation_of(uow, session_id=session_id)
     await delete_conversation(uow, conversation_id=conversation.id)
