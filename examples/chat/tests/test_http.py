@@ -109,6 +109,7 @@ async def test_what_fails_before_the_first_word_has_a_status(
     assert half.json()["detail"].startswith("text: ")
     assert "secret" not in half.text
     assert (await say(client, "no key", "")).status_code == 422
+    assert (await say(client, "no key", "r\0")).status_code == 422
     assert (await say(client, "no such session", session_id="%00")).status_code == 422
     async with client_of(evolve(chat, most_tokens=0), user) as poor:
         assert (await say(poor, "More", "r2")).status_code == 429

@@ -150,7 +150,7 @@ class NewTurn(BaseModel):
     """What the user says, and the key that the client gave it."""
 
     text: str = Field(min_length=1, max_length=20_000)
-    request_id: str = Field(min_length=1, max_length=255)
+    request_id: str = Field(pattern=r"^[^\x00]+$", max_length=255)  # SQL of ours takes no NUL
 
 
 def shown(messages: list[Message]) -> list[dict[str, Any]]:
