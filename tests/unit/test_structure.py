@@ -47,7 +47,7 @@ LAYERS = {
         {"attrs", "google", "pydantic_core"},
     ),
     "adapters.google_adk_sessions": (
-        {"domain", "service_layer", "adapters.store_thread"}
+        {"domain", "service_layer", "adapters.pages", "adapters.store_thread"}
         | {"adapters.google_adk_layout", "adapters.google_adk_states"},
         {"attrs", "google", "pydantic"},
     ),
