@@ -24,6 +24,8 @@ OPTION: Final = "--conversation-store-dsn"
 VARIABLE: Final = "CONVERSATION_STORE_TEST_DSN"
 
 _TABLES: Final = ("ai_conversations", "ai_messages")
+_LIMIT: Final = "SET lock_timeout = '5s'"
+"""So that a transaction that a test left open is told, and does not stop the run."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -69,6 +71,7 @@ def conversation_store_schema(conversation_store_dsn: str) -> Iterator[str]:
         connection.execute(ConversationStore.migration_sql(schema=schema).encode())
     yield schema
     with _connected(conversation_store_dsn) as connection:
+        connection.execute(_LIMIT)
         connection.execute(SQL("DROP SCHEMA {} CASCADE").format(Identifier(schema)))
 
 
@@ -103,6 +106,7 @@ async def conversation_store_on_server(
     conversation_store_dsn: str, conversation_store_schema: str
 ) -> AsyncIterator[ConversationStore]:
     """Give an empty store on PostgreSQL, open, in the schema of the run."""
+    from psycopg.errors import LockNotAvailable
     from psycopg.sql import SQL, Identifier
 
     schema = conversation_store_schema
@@ -112,5 +116,12 @@ async def conversation_store_on_server(
         async with store.unit_of_work() as uow:
             connection = await uow.connection()
             tables = (Identifier(schema, name) for name in _TABLES)
-            await connection.execute(SQL("TRUNCATE {}, {}").format(*tables))
+            await connection.execute(_LIMIT.replace("SET", "SET LOCAL"))
+            try:
+                await connection.execute(SQL("TRUNCATE {}, {}").format(*tables))
+            except LockNotAvailable:
+                reason = (
+                    "the tables of conversation_store_on_server cannot be emptied: a test before"
+                )
+                pytest.fail(f"{reason} this one left a transaction open", pytrace=False)
         yield store

@@ -85,6 +85,39 @@ def test_on_a_server_that_is_named(run: Run, dsn: str, monkeypatch: pytest.Monke
     assert schemas(dsn) == 0
 
 
+def test_a_transaction_that_is_left_open(
+    pytester: pytest.Pytester, run: Run, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next test says so; it does not wait for ever."""
+    pytester.makepyfile(
+        test_host="""
+        import psycopg, pytest
+
+        left = []
+
+        @pytest.fixture(scope="module", autouse=True)
+        def closing():
+            yield
+            left[0].close()
+
+        def test_first(
+            conversation_store_on_server, conversation_store_dsn, conversation_store_schema
+        ):
+            left.append(psycopg.connect(conversation_store_dsn))
+            left[0].execute(f"SELECT FROM {conversation_store_schema}.ai_messages")
+
+        def test_second(conversation_store_on_server):
+            pass
+        """
+    )
+    monkeypatch.setenv("CONVERSATION_STORE_TEST_DSN", dsn)
+    before = schemas(dsn)
+    result = run("-p", "no:randomly")
+    assert result.parseoutcomes() == {"passed": 1, "errors": 1}
+    result.stdout.fnmatch_lines(["*a test before this one left a transaction open*"])
+    assert schemas(dsn) == before
+
+
 def test_on_a_server_of_its_own(run: Run) -> None:
     """Where none is named, one is started for the run."""
     run().assert_outcomes(passed=6)
