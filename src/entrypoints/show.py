@@ -27,6 +27,8 @@ from ..service_layer.unit_of_work import AsyncUnitOfWork
 
 _WIDEST: Final = 100
 """Lines that are longer are hard to read, however wide the terminal is."""
+_TWO_COLUMNS: Final = 72
+"""So wide a head of a conversation has room for two columns, and for names in the first."""
 _ROLE_WIDTH: Final = max(len(role) for role in Role)
 _NAME_WIDTH: Final = len("metadata")
 _MOST_OF_A_TOOL: Final = 240
@@ -73,7 +75,7 @@ async def print_conversation(
     console: Console, uow: AsyncUnitOfWork, conversation: Conversation, last: int | None = None
 ) -> None:
     """Print a conversation with its messages, or its newest `last` ones."""
-    console.print(_header(conversation))
+    console.print(_header(conversation, is_narrow=console.width < _TWO_COLUMNS))
     position = 0 if last is None else max(0, conversation.message_count - last)
     if position:
         console.print(Text(f"{position:,} earlier messages are not shown", "dim", justify="center"))
@@ -95,7 +97,7 @@ async def print_conversation(
             console.print(_message_row(console, message, len(str(conversation.message_count))))
 
 
-def _header(conversation: Conversation) -> Panel:
+def _header(conversation: Conversation, *, is_narrow: bool) -> Panel:
     title = Text.assemble(
         (f" conversation {conversation.id} ", "bold"),
         (f"{conversation.status} ", _STATUS_STYLES[conversation.status]),
@@ -117,7 +119,7 @@ def _header(conversation: Conversation) -> Panel:
     columns.add_column(ratio=1)
     columns.add_column()
     columns.add_row(_named(left), _named(right))
-    body: list[RenderableType] = [columns]
+    body: list[RenderableType] = [_named([*left, *right]) if is_narrow else columns]
     if conversation.metadata:
         body.append(_named([("metadata", _compact(conversation.metadata, _MOST_OF_METADATA))]))
     return Panel(Group(*body), title=title, title_align="left", border_style="dim", padding=(0, 1))

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -475,6 +476,23 @@ def test_show_prints_all_that_belongs_to_it(migrated_here: Any, tmp_path: Path) 
     assert "long ..." in out or "..." in out
     assert out.count("long") < 60
     assert max(len(row) for row in out.splitlines()) <= 100
+
+
+@pytest.mark.parametrize("columns", ["44", "55", "71", "72", "80"])
+def test_show_takes_no_name_apart(
+    migrated_here: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, columns: str
+) -> None:
+    """In the part of a terminal that `browse` has for it, too, names stay on their lines."""
+    line = record(1, user_id="renée-lefèvre", session_id="reserve-1")
+    migrated_here("import", write(tmp_path / "one.jsonl", line))
+    conversation_id = only_id(migrated_here, "renée-lefèvre")
+    monkeypatch.setenv("COLUMNS", columns)
+
+    _, out, _ = migrated_here("show", conversation_id)
+
+    assert re.search(r"user +renée-lefèvre", out)
+    assert re.search(r"session +reserve-1", out)
+    assert re.search(r"last activity +\S+ \S+ UTC", out)
 
 
 def test_show_obeys_nothing_that_was_said(migrated_here: Any, tmp_path: Path) -> None:
