@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from conversation_store import ConversationStore, import_conversations
+from conversation_store import ConversationRecord, ConversationStore, import_conversations
 
 from .adapters.memory import InMemoryChargeRepository, InMemoryMessageSearch
 from .adapters.postgres import PsycopgChargeRepository, PsycopgMessageSearch, migrate
@@ -30,6 +30,14 @@ async def on_postgres(store: ConversationStore, schema: str, model: Model) -> Ch
     return Chat(store=store, charges=charges, search=search, model=model)
 
 
+def read_dialogues(file: Path) -> list[ConversationRecord]:
+    """Return what a file has to begin with; nothing where there is none."""
+    if not file.exists():
+        return []
+    with file.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
 @asynccontextmanager
 async def serving(
     dsn: str, *, dialogues: Path, schema: str = "operational"
@@ -37,7 +45,6 @@ async def serving(
     """Open the service as it is served, with dialogues to find in it on the first day."""
     async with ConversationStore.connect(dsn, schema=schema) as store:
         chat = await on_postgres(store, schema, StubModel(pause=0.04))
-        with dialogues.open(encoding="utf-8") as lines:
-            records = map(json.loads, lines)
-            await import_conversations(store.unit_of_work(), records=records, on_duplicate="skip")
+        records = read_dialogues(dialogues)
+        await import_conversations(store.unit_of_work(), records=records, on_duplicate="skip")
         yield chat
