@@ -113,8 +113,8 @@ class OfSQLite(Tables):
                 branch, order = "b.branch_id", "b.branch_id, b.sequence_number"
                 join = "LEFT JOIN message_structure b ON b.message_id = m.id"
             for session_id, of, data, at, began, ended in db.execute(
-                f"SELECT m.session_id, {branch}, m.message_data, m.created_at, s.created_at, "
-                f"s.updated_at FROM {self.tables['messages_table']} m {join} "
+                f"SELECT m.session_id, {branch}, CAST(m.message_data AS TEXT), m.created_at, "
+                f"s.created_at, s.updated_at FROM {self.tables['messages_table']} m {join} "
                 f"LEFT JOIN {self.tables['sessions_table']} s ON s.session_id = m.session_id "
                 f"ORDER BY m.session_id, {order}"
             ):

@@ -19,7 +19,7 @@ import sqlite3
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
@@ -299,7 +299,7 @@ class Users:
         self._one: str | None = options.user_id
         self._each: dict[str, str] = {}
         if options.users is not None:
-            with Path(options.users).open(encoding="utf-8", newline="") as lines:
+            with Path(options.users).open(encoding="utf-8-sig", newline="") as lines:  # BOM or not
                 self._each = {row[0]: row[1] for row in csv.reader(lines) if len(row) > 1}
 
     def __getitem__(self, session_id: str) -> str:
@@ -321,10 +321,14 @@ def existing(path: str | None) -> Path:
     return Path(path)
 
 
-def utc(time: datetime | str | None) -> datetime | None:
-    """Return a time of a database that keeps UTC, or an aware one."""
-    moment = datetime.fromisoformat(time) if isinstance(time, str) else time
-    return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment
+def utc(time: Any) -> datetime | None:
+    """Return a time of a database that keeps UTC, or an aware one; None for what is no time."""
+    moment = time
+    with suppress(TypeError, ValueError):
+        moment = datetime.fromisoformat(time)
+    if not isinstance(moment, datetime):
+        return None
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
 
 
 def parser(description: str, *, has_users: bool = False) -> argparse.ArgumentParser:
@@ -351,7 +355,7 @@ def main(
     """Move, compare, say it and exit: 0 if all is the same, else 1."""
     expected: tuple[type[Exception], ...] = (
         *(ConversationStoreError, OSError, ImportError, psycopg.Error, sqlite3.Error),
-        UnreadableError,
+        *(UnreadableError, UnicodeDecodeError),
         *errors,
     )
     dsn = options.dsn or os.environ.get("CONVERSATION_STORE_DSN")

@@ -252,6 +252,27 @@ async def test_a_clock_that_went_back(
     assert record.get("metadata") == {"moved_from": "openai-agents"}
 
 
+async def test_rows_that_others_wrote(
+    postgres: ConversationStore, dsn: str, tmp_path: Path
+) -> None:
+    """What the SDK reads all the same is moved: a BLOB of JSON, and what is beside no time."""
+    path = tmp_path / "peer.db"
+    for name in ("s", "t"):
+        with closing(SQLiteSession(name, path)) as session:
+            await session.add_items(ITEMS[:4])
+    with closing(sqlite3.connect(path)) as file, file:
+        file.execute("UPDATE agent_messages SET message_data = CAST(message_data AS BLOB)")
+        for row, time in enumerate(("2020-01-01 10:00:00", "yesterday", 1577872800), 1):
+            file.execute("UPDATE agent_messages SET created_at = ? WHERE id = ?", (time, row))
+    with closing(SQLiteSession("s", path)) as session:
+        assert await session.get_items() == ITEMS[:4]
+
+    moved = await move(path, "--user-id", "ada", "--dsn", dsn)
+
+    assert moved.code == 0, moved.err
+    assert await given(ours(postgres), ["s", "t"]) == {"s": ITEMS[:4], "t": ITEMS[:4]}
+
+
 async def test_branches(postgres: ConversationStore, dsn: str, tmp_path: Path) -> None:
     """Each branch is a session; what is of no branch is not given there, and told of."""
     path = tmp_path / "peer.db"
@@ -377,7 +398,7 @@ async def test_users_of_a_file(
         file.execute("UPDATE agent_messages SET message_data = '[1]' WHERE session_id = 'odd'")
     users = tmp_path / "users.csv"
     lines = ("ada's,ada", "bob's,bob", f"{'x' * 256},a", "odd,b", "large,b", "huge,b")
-    users.write_text("\n".join(("session_id,user_id", *lines)), "utf-8")
+    users.write_text("\n".join((*lines, "session_id,user_id")), "utf-8-sig")  # as spreadsheets do
 
     moved = await move(path, "--users", users, "--dsn", dsn)
 
@@ -427,6 +448,7 @@ def test_it_runs_in_a_checkout(dsn: str, migrated: set[str], tmp_path: Path, pee
         ),
         (["{peer}", "--user-id", "ada", "--dsn", "port=1 host=127.0.0.1"], "the server cannot be"),
         (["{peer}", "--users", "no.csv"], "The sessions cannot be read: [Errno 2] No such file"),
+        (["{peer}", "--users", "{latin}"], "The sessions cannot be read: 'utf-8' codec can't"),
         (["{file}", "--user-id", "ada", "--schema", "no"], "a table is missing: run"),
     ],
 )
@@ -438,7 +460,8 @@ def test_what_cannot_be_done_is_one_line(
     with closing(SQLiteSession("s", file)) as session:
         asyncio.run(session.add_items(ITEMS[:1]))
     url = sqlalchemy_url(peer, "asyncpg")
-    options = [text.format(peer=url, file=file) for text in arguments]
+    (latin := tmp_path / "latin.csv").write_text("café,ada", "latin-1")
+    options = [text.format(peer=url, file=file, latin=latin) for text in arguments]
     ended = run(SCRIPT, *options, *([] if "--dsn" in options else ["--dsn", dsn]))
     assert (ended.code, ended.out) == (1, "")
     assert ended.err.startswith(said)
