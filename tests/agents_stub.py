@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterable
 from typing import Any
 
+from agents import Agent, Runner
 from agents.items import ModelResponse
+from agents.memory import Session
 from agents.models.interface import Model
 from agents.usage import Usage
 from openai.types.responses import (
@@ -77,3 +81,16 @@ def _say(text: str) -> ResponseOutputMessage:
     return ResponseOutputMessage(
         id="msg_1", content=[said], role="assistant", status="completed", type="message"
     )
+
+
+async def say(sessions: Iterable[Session], numbers: Iterable[int]) -> None:
+    """Let a run for each number, all at once, say three things, on one of the sessions."""
+    given = list(sessions)
+
+    async def work(number: int) -> None:
+        agent = Agent(name="a", model=Stub())
+        for part in range(3):
+            session = given[number % len(given)]
+            await Runner.run(agent, f"{number}/{part}", session=session)
+
+    await asyncio.gather(*map(work, numbers))

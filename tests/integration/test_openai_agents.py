@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ if "CONVERSATION_STORE_CI" not in os.environ:
 from agents import Agent, RunConfig, Runner, SessionSettings, function_tool, set_tracing_disabled
 from agents.memory import Session
 from agents_items import ITEMS
-from agents_stub import Stub
+from agents_stub import Stub, say
 
 from conversation_store import (
     ConversationNotAcceptingMessages,
@@ -203,18 +204,42 @@ async def test_a_streamed_run(store: ConversationStore) -> None:
 
 async def test_sixteen_runs_at_once(store: ConversationStore) -> None:
     """On one session that none of them has met: nothing is lost, doubled or torn."""
-    sessions = [session_of(store) for _ in range(4)]
+    await say([session_of(store) for _ in range(4)], range(16))
+    check_said([_text(item) for item in await session_of(store).get_items()])
 
-    async def work(number: int) -> None:
-        for part in range(3):
-            session = sessions[number % 4]
-            await Runner.run(agent(), f"{number}/{part}", session=session)
 
-    await asyncio.gather(*map(work, range(16)))
-    said = [_text(item) for item in await session_of(store).get_items()]
-    questions = [text for text in said if not text.startswith("answer")]
+RUNS = """
+import asyncio, sys
+import agents, agents_stub
+from conversation_store import ConversationStore
+from conversation_store.adapters.openai_agents import AgentsSession
+
+async def main(dsn, first):
+    async with ConversationStore.connect(dsn, min_size=1, max_size=4) as store:
+        session = AgentsSession("s", store=store, user_id="ada")
+        await agents_stub.say([session], range(first, first + 4))
+
+agents.set_tracing_disabled(True)
+asyncio.run(main(sys.argv[1], int(sys.argv[2])))
+"""
+
+
+async def test_sixteen_runs_in_four_processes(postgres: ConversationStore, dsn: str) -> None:
+    """The same, where the runs know nothing of each other."""
+    path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)])
+    processes = [
+        await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", RUNS, dsn, str(first)), env=os.environ | {"PYTHONPATH": path}
+        )
+        for first in range(0, 16, 4)
+    ]
+    assert [await process.wait() for process in processes] == [0, 0, 0, 0]
+    check_said([_text(item) for item in await session_of(postgres).get_items()])
+
+
+def check_said(said: list[str]) -> None:
+    """See that each of sixteen runs said its three things in order, and got its answers."""
     expected = {f"{number}/{part}" for number in range(16) for part in range(3)}
-    assert sorted(questions) == sorted(expected)
     assert sorted(said) == sorted([*expected, *(f"answer to {text}" for text in expected)])
     for number in range(16):
         mine = [text for text in said if text.removeprefix("answer to ").startswith(f"{number}/")]
