@@ -32,5 +32,4 @@ async def test_dialogues_are_there_if_their_file_is(
             conversation_store_dsn, dialogues=dialogues, schema=conversation_store_schema
         ) as chat:
             page = await list_conversations(chat.store.unit_of_work(user_id="ada"))
-
-    assert len(page.conversations) == bool(said)
+            assert len(page.conversations) == bool(said)
