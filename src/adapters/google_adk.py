@@ -14,9 +14,12 @@ from typing import Any, TypeAlias, TypeVar
 from uuid import uuid4
 from weakref import WeakValueDictionary
 
-from google.adk.events import Event
-from google.adk.sessions import BaseSessionService, Session
-from google.adk.sessions.base_session_service import GetSessionConfig, ListSessionsResponse
+from .extra import Extra
+
+with Extra("google-adk"):
+    from google.adk.events import Event
+    from google.adk.sessions import BaseSessionService, Session
+    from google.adk.sessions.base_session_service import GetSessionConfig, ListSessionsResponse
 
 from . import google_adk_sessions as sessions
 from .google_adk_layout import state_name

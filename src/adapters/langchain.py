@@ -13,15 +13,18 @@ import json
 from collections.abc import Sequence
 from typing import Any, Final
 
-from langchain_core.chat_history import BaseChatMessageHistory
-from langchain_core.messages import (
-    AIMessage,
-    BaseMessage,
-    HumanMessage,
-    SystemMessage,
-    message_to_dict,
-    messages_from_dict,
-)
+from .extra import Extra
+
+with Extra("langchain"):
+    from langchain_core.chat_history import BaseChatMessageHistory
+    from langchain_core.messages import (
+        AIMessage,
+        BaseMessage,
+        HumanMessage,
+        SystemMessage,
+        message_to_dict,
+        messages_from_dict,
+    )
 
 from ..domain.message import Message, MessageDraft, Role
 from .history import History, stored_item, to_draft

@@ -13,10 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llama_index.core.base.llms.types import ChatMessage
-from llama_index.core.bridge.pydantic import PrivateAttr
-from llama_index.core.storage.chat_store.base import BaseChatStore
-from llama_index.core.storage.chat_store.base_db import AsyncDBChatStore, MessageStatus
+from .extra import Extra
+
+with Extra("llama-index"):
+    from llama_index.core.base.llms.types import ChatMessage
+    from llama_index.core.bridge.pydantic import PrivateAttr
+    from llama_index.core.storage.chat_store.base import BaseChatStore
+    from llama_index.core.storage.chat_store.base_db import AsyncDBChatStore, MessageStatus
 
 from ..domain.message import Message
 from .llama_index_chats import Chats, Known, from_chat_message, of_status, to_chat_message

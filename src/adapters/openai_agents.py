@@ -13,9 +13,12 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final, cast
 
-from agents.items import TResponseInputItem
-from agents.memory import SessionSettings
-from agents.memory.session_settings import coerce_session_settings, resolve_session_limit
+from .extra import Extra
+
+with Extra("openai-agents"):
+    from agents.items import TResponseInputItem
+    from agents.memory import SessionSettings
+    from agents.memory.session_settings import coerce_session_settings, resolve_session_limit
 
 from ..domain.message import Message, MessageDraft, Role
 from .history import History, stored_item, to_draft, words_of

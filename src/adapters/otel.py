@@ -13,11 +13,15 @@ from time import perf_counter
 from typing import Final
 
 from attrs import define, field
-from opentelemetry import context, metrics, trace
-from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider
-from opentelemetry.metrics import Observation as Measured
-from opentelemetry.trace import Span, StatusCode, TracerProvider
-from opentelemetry.util.types import AttributeValue
+
+from .extra import Extra
+
+with Extra("otel"):
+    from opentelemetry import context, metrics, trace
+    from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider
+    from opentelemetry.metrics import Observation as Measured
+    from opentelemetry.trace import Span, StatusCode, TracerProvider
+    from opentelemetry.util.types import AttributeValue
 
 from ..domain.errors import Conflict
 from ..service_layer.observer import Observation, PoolState, Tally

@@ -15,15 +15,18 @@ import json
 from collections.abc import Sequence
 from typing import Any, Final
 
-from pydantic_ai.messages import (
-    ModelMessage,
-    ModelMessagesTypeAdapter,
-    ModelRequest,
-    ModelResponse,
-    SystemPromptPart,
-    TextPart,
-    UserPromptPart,
-)
+from .extra import Extra
+
+with Extra("pydantic-ai"):
+    from pydantic_ai.messages import (
+        ModelMessage,
+        ModelMessagesTypeAdapter,
+        ModelRequest,
+        ModelResponse,
+        SystemPromptPart,
+        TextPart,
+        UserPromptPart,
+    )
 
 from ..domain.json_object import JsonObject
 from ..domain.message import Message, MessageDraft, Role

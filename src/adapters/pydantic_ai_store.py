@@ -15,13 +15,16 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeAlias, cast
 
-from pydantic import ConfigDict, TypeAdapter
-from pydantic_ai.conversation_store import (
-    ConversationConflict,
-    ConversationEntry,
-    ConversationRecord,
-    ConversationStore,
-)
+from .extra import Extra
+
+with Extra("pydantic-ai"):
+    from pydantic import ConfigDict, TypeAdapter
+    from pydantic_ai.conversation_store import (
+        ConversationConflict,
+        ConversationEntry,
+        ConversationRecord,
+        ConversationStore,
+    )
 
 from ..domain.conversation import Conversation, ConversationChanges
 from ..domain.errors import ConcurrentUpdate, ConversationNotFound, InvalidInput

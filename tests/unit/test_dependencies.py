@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -100,3 +101,35 @@ def test_what_an_extra_needs_is_told() -> None:
     assert told
     assert told == {extra: ", ".join(extras[extra]) for extra in told}
     assert {"openai-agents", "langchain", "llama-index", "google-adk", "pydantic-ai"} <= set(told)
+
+
+OF_EXTRAS = {
+    "google_adk": "google-adk",
+    "langchain": "langchain",
+    "llama_index": "llama-index",
+    "openai_agents": "openai-agents",
+    "otel": "otel",
+    "pydantic_ai": "pydantic-ai",
+    "pydantic_ai_store": "pydantic-ai",
+}
+"""Which module needs which extra."""
+
+WITHOUT = """
+import importlib, sys
+for library in "agents google langchain_core llama_index opentelemetry pydantic_ai".split():
+    sys.modules[library] = None
+for module in sys.argv[1:]:
+    try:
+        importlib.import_module(f"conversation_store.adapters.{module}")
+    except ModuleNotFoundError as error:
+        print(str(error).partition(": ")[2])
+"""
+
+
+def test_an_extra_that_is_missing_is_named() -> None:
+    """The name of a framework's module is not always that of its distribution."""
+    command = [sys.executable, "-c", WITHOUT, *OF_EXTRAS]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    said = [f'this needs pip install "conversation-store[{name}]"' for name in OF_EXTRAS.values()]
+    assert done.stdout.splitlines() == said
+    assert set(OF_EXTRAS.values()) <= set(PROJECT["project"]["optional-dependencies"])

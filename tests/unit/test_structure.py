@@ -38,7 +38,7 @@ LAYERS = {
     ),
     "adapters.postgres.embedded": (set[str](), set[str]()),
     "adapters.google_adk": (
-        {"adapters.google_adk_layout", "adapters.google_adk_sessions"}
+        {"adapters.extra", "adapters.google_adk_layout", "adapters.google_adk_sessions"}
         | {"adapters.google_adk_states", "adapters.store_thread"},
         {"google"},
     ),
@@ -55,6 +55,7 @@ LAYERS = {
         {"domain", "service_layer", "adapters.google_adk_layout", "adapters.store_thread"},
         {"attrs"},
     ),
+    "adapters.extra": (set[str](), set[str]()),
     "adapters.store_thread": ({"domain", "service_layer"}, set[str]()),
     "adapters.pages": ({"domain", "service_layer"}, set[str]()),
     "adapters.history": (
@@ -62,28 +63,37 @@ LAYERS = {
         set[str](),
     ),
     "adapters.langchain": (
-        {"domain", "adapters.history", "adapters.store_thread"},
+        {"adapters.extra", "domain", "adapters.history", "adapters.store_thread"},
         {"langchain_core"},
     ),
     "adapters.llama_index": (
-        {"domain", "adapters.history", "adapters.llama_index_chats", "adapters.store_thread"},
+        {
+            "adapters.extra",
+            "domain",
+            "adapters.history",
+            "adapters.llama_index_chats",
+            "adapters.store_thread",
+        },
         {"llama_index"},
     ),
     "adapters.llama_index_chats": (
         {"domain", "service_layer", "adapters.history", "adapters.store_thread"},
         {"llama_index", "pydantic_core"},
     ),
-    "adapters.openai_agents": ({"domain", "adapters.history", "adapters.store_thread"}, {"agents"}),
+    "adapters.openai_agents": (
+        {"adapters.extra", "domain", "adapters.history", "adapters.store_thread"},
+        {"agents"},
+    ),
     "adapters.pydantic_ai": (
-        {"domain", "adapters.history", "adapters.store_thread"},
+        {"adapters.extra", "domain", "adapters.history", "adapters.store_thread"},
         {"pydantic_ai"},
     ),
     "adapters.pydantic_ai_store": (
-        {"domain", "service_layer", "adapters.history"}
+        {"adapters.extra", "domain", "service_layer", "adapters.history"}
         | {"adapters.store_thread", "adapters.pydantic_ai"},
         {"pydantic", "pydantic_ai"},
     ),
-    "adapters.otel": ({"domain", "service_layer"}, {"attrs", "opentelemetry"}),
+    "adapters.otel": ({"adapters.extra", "domain", "service_layer"}, {"attrs", "opentelemetry"}),
     "adapters": (set[str](), set[str]()),
     "bootstrap": (
         {"domain", "service_layer", "adapters.memory.store"}
