@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -21,7 +22,10 @@ def main() -> None:
     """Serve until Ctrl-C; a server of our own ends with us, whatever ends us."""
     port = int(os.environ.get("PORT") or 0)  # 0: a free one
     with ExitStack() as stack:
-        listening = stack.enter_context(socket.create_server(("127.0.0.1", port)))
+        try:
+            listening = stack.enter_context(socket.create_server(("127.0.0.1", port)))
+        except OSError as error:
+            sys.exit(f"port {port}: {error.strerror}")
         dsn = os.environ.get("CONVERSATION_STORE_DSN")
         if not dsn:
             dsn = stack.enter_context(EmbeddedPostgres()).dsn

@@ -215,7 +215,9 @@ async def test_what_belongs_to_others_does_not_exist(
 async def test_nobody_is_nobody(chat: Chat) -> None:
     """Without a user there is no unit of work; the page and the health are for all."""
     async with client_of(chat, None) as client:
-        assert (await client.get("/api/conversations")).status_code == 401
+        refused = await client.get("/api/conversations")
+        assert refused.status_code == 401
+        assert refused.json()["error"] == "NobodyAsks"
         assert (await say(client, "Hello")).status_code == 401
         assert (await client.get("/health")).status_code == 200
         assert "<title>Chat</title>" in (await client.get("/")).text

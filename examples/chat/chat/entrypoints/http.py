@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, TypeVar
 from urllib.parse import unquote
 
 from attrs import asdict
-from fastapi import APIRouter, Cookie, Depends, FastAPI, HTTPException, Query, Request
+from fastapi import APIRouter, Cookie, Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
@@ -46,7 +46,13 @@ T = TypeVar("T")
 
 # Errors -------------------------------------------------------------------------------------------
 
+
+class NobodyAsks(ChatError):
+    """The request does not say who asks."""
+
+
 STATUS: Final[dict[type[Exception], int]] = {
+    NobodyAsks: 401,
     NotFound: 404,
     SessionNotFound: 404,
     Conflict: 409,
@@ -98,7 +104,7 @@ def unit_of_work(chat: Wired, user: Annotated[str, Cookie()] = "") -> AsyncUnitO
     NOT AUTHENTICATION: it believes a cookie. Put yours in its place.
     """
     if not user:
-        raise HTTPException(401, "the cookie `user` has to say who you are")
+        raise NobodyAsks("the cookie `user` has to say who you are")
     return chat.store.unit_of_work(user_id=unquote(user))
 
 
