@@ -10,7 +10,8 @@ State is `{KEY: {"state": {…}}}` in the metadata of a conversation (`with_stat
 - `user:` state: of a conversation of that user called `state_name(app_name)`;
 - `app:` state: of a conversation of APP_USER with the same name.
 
-The two have the source STATE_SOURCE and no messages. Keys stand there without `user:` and `app:`,
+The two have the source STATE_SOURCE and no messages, so their last_activity stays as it is: a purge
+by time alone takes them. Keys stand there without `user:` and `app:`,
 as ADK keeps them (`split_state`). Other keys of a metadata are the host's, and stay.
 """
 

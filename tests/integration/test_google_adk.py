@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from copy import deepcopy
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -49,6 +50,7 @@ from conversation_store import (
     import_conversations,
     latest_messages,
     list_conversations,
+    purge_conversations,
     replace_messages,
     update_conversation,
 )
@@ -610,6 +612,23 @@ async def test_sessions_that_are_gone(store: ConversationStore) -> None:
         await service.create_session(**BIRDS, session_id="s", state={"user:a": 2})
     assert await service.get_user_state(**BIRDS) == {"a": 1}
     await erase_user(store.unit_of_work(user_id="ada"), user_id="ada")
+    assert await service.get_user_state(**BIRDS) == {}
+
+
+async def test_a_purge_of_closed_sessions_leaves_the_states(store: ConversationStore) -> None:
+    """A state gets no messages, so by time alone it goes, too, however lately it was set."""
+    service = AdkSessionService(store)
+    for name in ("old", "new"):
+        await service.create_session(**BIRDS, session_id=name, state={"user:a": 1, "app:a": 1})
+    uow = store.unit_of_work(user_id="ada")
+    old = await find_conversation(uow, session_id="birds/old")
+    assert old is not None
+    await close_conversation(uow, conversation_id=old.id)
+    later = datetime.now(UTC) + timedelta(days=1)
+    await purge_conversations(store.unit_of_work(), inactive_since=later, status="closed")
+    assert await service.get_session(**BIRDS, session_id="old") is None
+    assert (await got(service, "new")).state == {"user:a": 1, "app:a": 1}
+    await purge_conversations(store.unit_of_work(), inactive_since=later)
     assert await service.get_user_state(**BIRDS) == {}
 
 
