@@ -95,7 +95,8 @@ class AdkSessionService(BaseSessionService):
         """Return sessions with their states and without events, the last to be active last.
 
         Without a user it reads the whole store, with all its messages, and is a task for
-        maintenance; raises UnitOfWorkMisuse under row security.
+        maintenance; raises UnitOfWorkMisuse under row security. Its sessions do not know at which
+        version they were read: get one before you append to it, else it is stale.
 
         Round trips: 2; 1 more for each further 1,000 conversations of the user, of other apps too,
         and 1 more for these; without a user as `export_conversations`.
