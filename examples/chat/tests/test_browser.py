@@ -294,6 +294,37 @@ def test_an_answer_that_is_stopped_leaves_nothing(page: Page) -> None:
     assert page.listed() == []
 
 
+def test_an_answer_that_is_stopped_too_late_is_not_stored_twice(page: Page) -> None:
+    """It was stored, and only its end was still on the way: sent again it is that turn."""
+    page.browser.execute_script(
+        """
+        const real = fetch;
+        window.fetch = async (path, options) => {
+            const response = await real(path, options);
+            if (options?.method !== "POST") return response;
+            window.fetch = real;
+            await response.text();  // all of it is stored now
+            const body = new ReadableStream({
+                start: (told) => options.signal.addEventListener("abort", () => told.error("no")),
+            });
+            document.body.dataset.isStored = "yes";
+            return new Response(body);
+        };
+        """
+    )
+    page.say("Hello")
+    page.until(lambda: page.all("body[data-is-stored]"))
+    page.at("stop").click()
+    page.until(lambda: page.at("send").is_displayed())
+    page.at("send").click()
+    page.until(lambda: len(page.messages()) == 2)
+
+    page.browser.refresh()
+    page.until(lambda: len(page.messages()) == 2)
+    page.take_turn("Hello")
+    assert page.messages()[::2] == ["Hello", "Hello"]
+
+
 def test_what_was_said_is_found(page: Page) -> None:
     """A hit leads to its message; what is not there is not found; the list comes back."""
     page.take_turn("A quiet place in Zürich")

@@ -7,6 +7,7 @@ let session = ""; // the conversation that is shown
 let oldest = 0; // positions of its first and last message that is shown
 let newest = 0;
 let speaking = null; // what stops the answer that is on its way
+let stopped = null; // the turn whose answer was stopped last: at its very end it was stored already
 let listed = null; // where the next page of the list begins
 const unborn = new Set(); // conversations that begin with the first turn of theirs
 
@@ -161,7 +162,8 @@ async function send(turn) {
     tabs.postMessage(turn.session);
   } catch (error) {
     const mayBeStored = !speaking.signal.aborted && (!error.status || error.status === 503);
-    if (!mayBeStored) { // it was refused, or stopped: nothing was stored
+    if (speaking.signal.aborted) stopped = turn;
+    if (!mayBeStored) { // it was refused, or stopped
       sessionStorage.removeItem("pending");
       at("text").value ||= turn.text;
     }
@@ -270,7 +272,9 @@ at("compose").addEventListener("submit", async (event) => {
   at("text").value = "";
   if (!location.hash.slice(1)) history.replaceState(null, "", `#${session}`);
   document.body.classList.remove("listing");
-  send({ session, text, request_id: key() });
+  const again = stopped?.session === session && stopped.text === text;
+  send(again ? stopped : { session, text, request_id: key() });
+  stopped = null;
 });
 at("text").addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
