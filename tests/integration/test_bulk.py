@@ -11,6 +11,7 @@ import sys
 import tracemalloc
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Iterator
+from time import perf_counter
 from typing import Any
 
 import psycopg
@@ -172,6 +173,10 @@ async def test_an_import_cancelled_at_any_time(
     """A batch is whole or absent, the outcome says which, and the connection is good."""
     dice = random.Random(inside)
     ends: list[Outcome] = []
+    began = perf_counter()
+    undisturbed = [record | {"user_id": "u"} for record in records(60, messages=10)]
+    await import_conversations(narrow.unit_of_work(user_id="u"), records=undisturbed)
+    whole = perf_counter() - began  # on this machine, now
     for number in range(60):
         uow = narrow.unit_of_work(user_id=f"u-{number}")
         given = [record | {"user_id": f"u-{number}"} for record in records(60, messages=10)]
@@ -185,7 +190,7 @@ async def test_an_import_cancelled_at_any_time(
                 await import_conversations(uow, records=given)
 
         task = asyncio.create_task(run())
-        await asyncio.sleep(dice.random() * 0.03)
+        await asyncio.sleep(dice.random() * 2 * whole)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         ends.append(uow.outcome)
