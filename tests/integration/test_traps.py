@@ -318,7 +318,7 @@ async def test_cancelled_at_any_time_a_unit_is_whole_or_absent_and_says_which(
 
     for first in range(0, 200, 4):
         await asyncio.gather(*(one(number) for number in range(first, first + 4)))
-    assert ends.count(Outcome.UNKNOWN) <= 10
+    assert ends.count(Outcome.UNKNOWN) <= 2
     assert 0 < kept < 200, "cancelled always or never: the times tell nothing"
     await count(postgres, conversation)
     assert set(await states(dsn)) == {"idle"}
@@ -671,8 +671,12 @@ async def test_inner_blocks_that_ran_out_of_time_at_any_moment_leave_the_outer_w
     """Timeouts at random moments of an inner flush undo that, or, where it cannot be told, all."""
     conversation = await start(postgres)
     dice = random.Random(7)
-    expected: list[str] = []
+    expected: list[str] = ["undisturbed"]
     aborted = 0
+    began = perf_counter()
+    async with postgres.unit_of_work() as uow:
+        await append_messages(uow, conversation_id=conversation, drafts=[draft("undisturbed")])
+    window = max(0.004, 3 * (perf_counter() - began))  # on this machine, now
     for number in range(150):
         unit = [f"{number} a"]
         uow = postgres.unit_of_work()
@@ -682,7 +686,7 @@ async def test_inner_blocks_that_ran_out_of_time_at_any_moment_leave_the_outer_w
                     uow, conversation_id=conversation, drafts=[draft(f"{number} a")]
                 )
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(dice.random() * 0.004):
+                    async with asyncio.timeout(dice.random() * window):
                         await append_messages(
                             uow, conversation_id=conversation, drafts=[draft(f"{number} b")]
                         )
@@ -699,7 +703,7 @@ async def test_inner_blocks_that_ran_out_of_time_at_any_moment_leave_the_outer_w
             expected += unit
     stored = await whole_history(postgres, conversation)
     assert [message.content for message in stored] == expected
-    assert aborted <= 15  # seldom; how often depends on how busy the machine is
+    assert aborted <= 5
     assert 0 < sum(text.endswith("b") for text in expected) < 150
     assert set(await states(dsn)) == {"idle"}
 
