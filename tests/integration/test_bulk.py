@@ -11,11 +11,11 @@ import sys
 import tracemalloc
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Iterator
-from time import perf_counter
 from typing import Any
 
 import psycopg
 import pytest
+from interruption import Moments
 from store_fixtures import draft, open_store
 from wire_proxy import WireProxy
 
@@ -171,12 +171,8 @@ async def test_an_import_cancelled_at_any_time(
     narrow: ConversationStore, dsn: str, inside: bool
 ) -> None:
     """A batch is whole or absent, the outcome says which, and the connection is good."""
-    dice = random.Random(inside)
+    moments = Moments(inside)
     ends: list[Outcome] = []
-    began = perf_counter()
-    undisturbed = [record | {"user_id": "u"} for record in records(60, messages=10)]
-    await import_conversations(narrow.unit_of_work(user_id="u"), records=undisturbed)
-    whole = perf_counter() - began  # on this machine, now
     for number in range(60):
         uow = narrow.unit_of_work(user_id=f"u-{number}")
         given = [record | {"user_id": f"u-{number}"} for record in records(60, messages=10)]
@@ -190,7 +186,8 @@ async def test_an_import_cancelled_at_any_time(
                 await import_conversations(uow, records=given)
 
         task = asyncio.create_task(run())
-        await asyncio.sleep(dice.random() * 2 * whole)
+        await asyncio.sleep(moments.draw())
+        moments.tell(had_ended=task.done())
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         ends.append(uow.outcome)
@@ -215,7 +212,7 @@ async def test_an_import_cancelled_at_any_time(
 async def test_an_export_cancelled_at_any_time(narrow: ConversationStore) -> None:
     """Its only connection is there for the next one."""
     await import_conversations(narrow.unit_of_work(), records=records(100, messages=30))
-    dice = random.Random(1)
+    moments = Moments("an export")
     for _ in range(40):
 
         async def run() -> None:
@@ -223,7 +220,8 @@ async def test_an_export_cancelled_at_any_time(narrow: ConversationStore) -> Non
                 await asyncio.sleep(0)
 
         task = asyncio.create_task(run())
-        await asyncio.sleep(dice.random() * 0.02)
+        await asyncio.sleep(moments.draw())
+        moments.tell(had_ended=task.done())
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
     assert len([_ async for _ in export_conversations(narrow.unit_of_work())]) == 100

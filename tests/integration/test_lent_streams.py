@@ -6,12 +6,12 @@ import asyncio
 import gc
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from random import Random
 from time import monotonic
 from typing import Any, Final
 
 import psycopg
 import pytest
+from interruption import Moments
 from psycopg import AsyncConnection
 from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool
@@ -297,7 +297,7 @@ async def test_an_export_that_cannot_be_ended(store: ConversationStore, dsn: str
 
 async def test_who_reads_and_waits_is_cancelled(store: ConversationStore, dsn: str) -> None:
     """However often, and whenever: who is given the connection next can use it."""
-    random = Random(5)
+    moments = Moments("who reads and waits")
     async with AsyncConnectionPool(dsn, min_size=1, max_size=1, open=False) as pool:
 
         async def read_a_little() -> None:
@@ -308,7 +308,8 @@ async def test_who_reads_and_waits_is_cancelled(store: ConversationStore, dsn: s
 
         for _ in range(60):
             task = asyncio.create_task(read_a_little())
-            await asyncio.sleep(random.random() * 0.01)
+            await asyncio.sleep(moments.draw())
+            moments.tell(had_ended=task.done())
             task.cancel()
             await asyncio.wait([task])
             assert task.cancelled() or task.exception() is None
