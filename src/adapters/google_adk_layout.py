@@ -11,8 +11,8 @@ State is `{KEY: {"state": {…}}}` in the metadata of a conversation (`with_stat
 - `app:` state: of a conversation of APP_USER with the same name.
 
 The two have the source STATE_SOURCE and no messages, so their last_activity stays as it is: a purge
-by time alone takes them. Keys stand there without `user:` and `app:`,
-as ADK keeps them (`split_state`). Other keys of a metadata are the host's, and stay.
+by time alone takes them, one of SOURCE does not. Keys stand there without `user:` and `app:`, as
+ADK keeps them (`split_state`). Other keys of a metadata are the host's, and stay.
 """
 
 from __future__ import annotations

@@ -33,6 +33,10 @@ def _to_user_id(value: str | None) -> str | None:
     return None if value is None else check_name(value, "user_id", InvalidConversation)
 
 
+def _to_source(value: str | None) -> str | None:
+    return None if value is None else check_name(value, "source", InvalidConversation)
+
+
 def check_time(value: object) -> datetime:
     """Return a time in UTC; raise InvalidConversation for what is no datetime with a time zone."""
     if not isinstance(value, datetime):
@@ -62,6 +66,8 @@ class RemovalCondition:
     """Only those whose last_activity lies before this time."""
     status: Status | None = field(default=None, converter=_to_status)
     """Only those of this status."""
+    source: str | None = field(default=None, converter=_to_source)
+    """Only those that came from there."""
 
     def is_met_by(self, conversation: Conversation) -> bool:
         """Whether a conversation, as it is now, is to be removed."""
@@ -69,6 +75,7 @@ class RemovalCondition:
             self.user_id in (None, conversation.user_id)
             and (self.inactive_since is None or conversation.last_activity < self.inactive_since)
             and self.status in (None, conversation.status)
+            and self.source in (None, conversation.source)
         )
 
 

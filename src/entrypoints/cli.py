@@ -309,6 +309,7 @@ def erase_command(user_id: str, dsn: str | None, schema: str) -> None:
     help="Only conversations last active before this time, like 2026-08-30T00:00:00Z.",
 )
 @click.option("--status", type=click.Choice([status.value for status in Status]))
+@click.option("--source", metavar="SOURCE", help="Only conversations that came from there.")
 @click.option("--user", "user_id", metavar="USER_ID", help="Only this user's conversations.")
 @click.option("--dry-run", is_flag=True, help="Remove nothing; count what would go.")
 @_store_options
@@ -316,6 +317,7 @@ def purge_command(
     *,
     inactive_since: str,
     status: str | None,
+    source: str | None,
     user_id: str | None,
     dry_run: bool,
     dsn: str | None,
@@ -336,6 +338,7 @@ def purge_command(
                 store.unit_of_work(),
                 inactive_since=since,
                 status=status,
+                source=source,
                 user_id=user_id,
                 dry_run=dry_run,
                 progress=tell,

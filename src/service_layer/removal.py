@@ -98,6 +98,7 @@ async def purge_conversations(
     *,
     inactive_since: datetime,
     status: str | None = None,
+    source: str | None = None,
     user_id: str | None = None,
     dry_run: bool = False,
     progress: Callable[[ErasureReceipt], None] | None = None,
@@ -114,15 +115,16 @@ async def purge_conversations(
         inactive_since: those go whose last_activity lies before it; with a time zone. With a time
             to come all go that meet the rest.
         status: only those of this status.
+        source: only those that came from there, as `start_conversation` was told.
         user_id: only those of this user; None is all that the unit may see.
         dry_run: whether to remove nothing, and to count what would go.
         progress: called after each batch with what was removed, or counted, so far.
 
     Returns: what was removed, or would be.
 
-    Raises: InvalidConversation for a time without a time zone, for no such status. `erased` of
-    every ConversationStoreError raised here says what was removed before it; of a
-    CommitOutcomeUnknown, one batch more may be gone.
+    Raises: InvalidConversation for a time without a time zone, for no such status, for what can be
+    no source. `erased` of every ConversationStoreError raised here says what was removed before it;
+    of a CommitOutcomeUnknown, one batch more may be gone.
 
     Round trips: 1 for every batch, and for every 2,000 conversations that are looked at.
     """
@@ -130,6 +132,7 @@ async def purge_conversations(
         user_id=uow.user_id if user_id is None else user_id,
         inactive_since=check_time(inactive_since),
         status=status,
+        source=source,
     )
     return await _removed(_found(uow, only) if dry_run else _walk(uow, only), progress)
 

@@ -87,6 +87,9 @@ async def start(store: Any, session: str, messages: int = 0, user: str = "u") ->
     return conversation.id
 
 
+KEPT_SOURCES = [("web", "web"), ("nowhere", None), ("alike", "Phone"), ("longer", "phones")]
+
+
 async def import_old(store: Any, session: str, messages: int = 1, **values: Any) -> int:
     """Import a conversation that has been inactive for long."""
     record: Any = {
@@ -581,6 +584,36 @@ async def test_a_purge_goes_by_status_time_and_user(store: Any) -> None:
     assert counts(last) == (2, 2)
 
 
+@pytest.mark.usefixtures("small_batches")
+@pytest.mark.parametrize("user_id", [None, "u"])
+async def test_a_purge_goes_by_source(store: Any, user_id: str | None) -> None:
+    """What came from elsewhere, or from nobody knows where, stays, be it as old."""
+    kept = [await import_old(store, session, source=source) for session, source in KEPT_SOURCES]
+    gone = [await import_old(store, f"gone {number}", source="phone") for number in range(2)]
+    long = await import_old(store, "long", 2 * MOST_MESSAGES + 1, source="phone", status="closed")
+    removes: Any = {"inactive_since": CUT, "source": "phone", "user_id": user_id}
+    dry = await purge_conversations(store.unit_of_work(), **removes, dry_run=True)
+    by_status = await purge_conversations(store.unit_of_work(), **removes, status="archived")
+    receipt = await purge_conversations(store.unit_of_work(), **removes)
+    assert counts(by_status) == (0, 0)
+    assert counts(dry) == counts(receipt) == (len(gone) + 1, len(gone) + 2 * MOST_MESSAGES + 1)
+    assert sorted(await sessions(store)) == sorted(session for session, _ in KEPT_SOURCES)
+    assert long not in kept
+
+
+@pytest.mark.usefixtures("small_batches")
+async def test_a_purge_by_source_goes_on_after_an_interruption(store: Any) -> None:
+    """What is left of a long conversation still came from where it came from."""
+    old = await import_old(store, "s", 2 * MOST_MESSAGES + 1, source="phone")
+    only = RemovalCondition(inactive_since=CUT, source="phone")
+    async with store.unit_of_work() as uow:
+        uow.conversations.remove_part(old, only)
+    elsewhere = await purge_conversations(store.unit_of_work(), inactive_since=CUT, source="web")
+    receipt = await purge_conversations(store.unit_of_work(), inactive_since=CUT, source="phone")
+    assert counts(elsewhere) == (0, 0)
+    assert counts(receipt) == (1, MOST_MESSAGES + 1)
+
+
 async def test_a_purge_spares_what_became_active_meanwhile(
     shared_store: ConversationStore,
 ) -> None:
@@ -736,6 +769,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"inactive_since": datetime.min.replace(tzinfo=AHEAD)}, "inactive_since"),
     ({"inactive_since": CUT, "status": "open"}, "status"),
     ({"inactive_since": CUT, "status": 3}, "status"),
+    ({"inactive_since": CUT, "source": ""}, "source"),
+    ({"inactive_since": CUT, "source": "\0"}, "source"),
+    ({"inactive_since": CUT, "source": "x" * 256}, "source"),
     ({"inactive_since": CUT, "user_id": ""}, "user_id"),
     ({"inactive_since": CUT, "user_id": "\0"}, "user_id"),
 ]

@@ -707,13 +707,15 @@ def test_erase_gives_a_receipt(migrated_here: Any, tmp_path: Path) -> None:
 def test_purge_removes_what_was_inactive(migrated_here: Any, tmp_path: Path) -> None:
     """What a dry run counts, goes; what was active since stays."""
     old = {"start_time": "2001-01-01T00:00:00Z", "last_activity": "2001-01-01T00:00:00Z"}
-    records = [record(1, **old), record(2, status="closed", **old), record(3)]
+    records = [record(1, **old), record(2, status="closed", source="phone", **old), record(3)]
     migrated_here("import", write(tmp_path / "in.jsonl", *records))
     purge = ("purge", "--inactive-since", "2010-01-01T00:00:00Z")
     code, dry, err = migrated_here(*purge, "--status", "closed", "--dry-run")
     assert code == 0, err
     assert "would purge 1 conversation, 1 message" in err
-    code, real, err = migrated_here(*purge, "--status", "closed", "--user", "u")
+    code, out, _ = migrated_here(*purge, "--source", "web")
+    assert (code, json.loads(out)["conversations"]) == (0, 0)
+    code, real, err = migrated_here(*purge, "--source", "phone", "--user", "u")
     assert code == 0, err
     assert json.loads(real)["digest"] == json.loads(dry)["digest"]
     code, out, err = migrated_here(*purge)

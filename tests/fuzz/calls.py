@@ -32,7 +32,7 @@ _ONE: Final = {"conversation_id": of.chats}
 _MESSAGE: Final = {"message_id": of.said}
 _EXPECTED: Final = {"expected_version": of.versions}
 _OWNER: Final = {"user_id": of.user_ids}
-_CONDITION: Final = {"inactive_since": of.times, "status": of.statuses}
+_CONDITION: Final = {"inactive_since": of.times, "status": of.statuses, "source": of.values}
 
 SERVICES: Final[Mapping[str, Strategy]] = {
     name: st.fixed_dictionaries(required, optional=optional)
@@ -49,7 +49,7 @@ SERVICES: Final[Mapping[str, Strategy]] = {
         (
             "purge_conversations",
             {"inactive_since": of.times},
-            {"status": of.statuses, **_OWNER, "dry_run": st.booleans()},
+            {"status": of.statuses, "source": of.values, **_OWNER, "dry_run": st.booleans()},
         ),
         ("get_conversation", _ONE, {}),
         ("find_conversation", _NEW, {}),

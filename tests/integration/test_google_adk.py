@@ -56,7 +56,7 @@ from conversation_store import (
 )
 from conversation_store.adapters import pages
 from conversation_store.adapters.google_adk import AdkSessionService
-from conversation_store.adapters.google_adk_layout import from_event
+from conversation_store.adapters.google_adk_layout import SOURCE, from_event
 from conversation_store.adapters.store_thread import StoreThread
 
 BIRDS: Any = {"app_name": "birds", "user_id": "ada"}
@@ -615,20 +615,23 @@ async def test_sessions_that_are_gone(store: ConversationStore) -> None:
     assert await service.get_user_state(**BIRDS) == {}
 
 
-async def test_a_purge_of_closed_sessions_leaves_the_states(store: ConversationStore) -> None:
+async def test_a_purge_of_sessions_leaves_the_states(store: ConversationStore) -> None:
     """A state gets no messages, so by time alone it goes, too, however lately it was set."""
     service = AdkSessionService(store)
-    for name in ("old", "new"):
-        await service.create_session(**BIRDS, session_id=name, state={"user:a": 1, "app:a": 1})
-    uow = store.unit_of_work(user_id="ada")
-    old = await find_conversation(uow, session_id="birds/old")
-    assert old is not None
-    await close_conversation(uow, conversation_id=old.id)
-    later = datetime.now(UTC) + timedelta(days=1)
-    await purge_conversations(store.unit_of_work(), inactive_since=later, status="closed")
+    uow = store.unit_of_work()
+    state = {"user:a": 1, "app:a": 1}
+    await service.create_session(**BIRDS, session_id="old", state=state)
+    between = datetime.now(UTC)
+    new = await service.create_session(**BIRDS, session_id="new")
+    await service.append_event(new, said("hello"))
+    await purge_conversations(uow, inactive_since=between, source=SOURCE)
     assert await service.get_session(**BIRDS, session_id="old") is None
-    assert (await got(service, "new")).state == {"user:a": 1, "app:a": 1}
-    await purge_conversations(store.unit_of_work(), inactive_since=later)
+    assert (await got(service, "new")).state == state
+    later = datetime.now(UTC) + timedelta(days=1)
+    await purge_conversations(uow, inactive_since=later, source=SOURCE)
+    assert await service.get_session(**BIRDS, session_id="new") is None
+    assert await service.get_user_state(**BIRDS) == {"a": 1}
+    await purge_conversations(uow, inactive_since=later)
     assert await service.get_user_state(**BIRDS) == {}
 
 

@@ -92,6 +92,7 @@ def _condition(only: RemovalCondition) -> dict[str, object]:
         "user_id": only.user_id,
         "inactive_since": "infinity" if since is None else since.isoformat(),
         "status": None if only.status is None else only.status.value,
+        "source": only.source,
         "most_messages": Int8(BATCH_MESSAGES),
     }
 

@@ -11,7 +11,8 @@ from typing import Final, LiteralString
 from .sql import IS_ADDRESSED, IS_SEEING, LOGGED
 
 IS_MEANT: Final[LiteralString] = """last_activity < %(inactive_since)s::timestamptz
-        AND (%(status)s::text IS NULL OR status = %(status)s)"""
+        AND (%(status)s::text IS NULL OR status = %(status)s)
+        AND (%(source)s::text IS NULL OR source = %(source)s)"""
 
 _STARTED: Final[LiteralString] = "statement_timestamp() AT TIME ZONE 'UTC'"
 _FINISHED: Final[LiteralString] = "clock_timestamp() AT TIME ZONE 'UTC'"
@@ -83,13 +84,13 @@ WHERE {IS_SEEING}
 
 FIND_REMOVABLE_OF_USER: Final[LiteralString] = f"""
 WITH looked_at AS MATERIALIZED (
-    SELECT id, session_id AS place, message_count, last_activity, status
+    SELECT id, session_id AS place, message_count, last_activity, status, source
     FROM {_OF_USER} LIMIT %(most_looked_at)s
 ){_FIND}"""
 
 FIND_REMOVABLE: Final[LiteralString] = f"""
 WITH looked_at AS MATERIALIZED (
-    SELECT id, id AS place, message_count, last_activity, status
+    SELECT id, id AS place, message_count, last_activity, status, source
     FROM {_OF_ALL} LIMIT %(most_looked_at)s
 ){_FIND}"""
 
