@@ -81,6 +81,10 @@ class SessionName:
         unit = store.unit_of_work(user_id=self.user_id)
         return await find_conversation(unit, session_id=self.in_store)
 
+    def is_of(self, conversation: Conversation) -> bool:
+        """Whether a conversation is that session."""
+        return (conversation.user_id, conversation.session_id) == (self.user_id, self.in_store)
+
     def not_found(self) -> SessionNotFoundError:
         """Return the error that says that there is none."""
         return SessionNotFoundError(f"Session {self.session_id} not found.")
@@ -199,7 +203,7 @@ async def append(store: Store, name: SessionName, session: Session, event: Event
     a session that does not know as what it was read.
     """
     as_read = session.as_read if isinstance(session, StoredSession) else None
-    if as_read is None:
+    if as_read is None or not name.is_of(as_read.conversation):  # a copy by another name
         as_read = await _meet(store, name, session)
     try:
         return await _append(store, as_read, event)

@@ -514,6 +514,31 @@ async def test_a_stale_writer_is_refused_and_goes_again(store: ConversationStore
     assert len((await got(service)).events) == 4
 
 
+async def test_a_copy_by_another_name_is_another_session(store: ConversationStore) -> None:
+    """What is appended to it is not stored in the session that it was copied from."""
+    service = AdkSessionService(store)
+    session = await service.create_session(**BIRDS, session_id="s", state={"user:pin": 1})
+    others: list[dict[str, str]] = [{"user_id": "bob"}, {"app_name": "trees"}, {"id": "t"}]
+    event = said("not ada's", actions=EventActions(state_delta={"user:pin": 2}))
+    for names in others:
+        copy = session.model_copy(update=names, deep=True)
+        with pytest.raises(SessionNotFoundError):
+            await service.append_event(copy, event)
+        await service.create_session(**(BIRDS | {"session_id": "s"} | _as_given(names)))
+        await service.append_event(copy, said("their own"))
+        found = await service.get_session(
+            app_name=copy.app_name, user_id=copy.user_id, session_id=copy.id
+        )
+        assert found is not None
+        assert [each.content for each in found.events] == [said("their own").content]
+    found = await got(service)
+    assert (found.events, found.state) == ([], {"user:pin": 1})
+
+
+def _as_given(names: dict[str, str]) -> dict[str, str]:
+    return {{"id": "session_id"}.get(name, name): value for name, value in names.items()}
+
+
 async def test_a_session_object_that_many_share(store: ConversationStore) -> None:
     """They take turns, so that none of them is refused."""
     service = AdkSessionService(store)
