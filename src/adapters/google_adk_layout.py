@@ -33,7 +33,7 @@ from ..domain.conversation import NewConversation
 from ..domain.errors import InvalidConversation, InvalidInput
 from ..domain.json_object import JsonObject
 from ..domain.message import Message, MessageDraft, Role
-from .history import stored_item, to_draft
+from .history import stored_item, to_draft, understood
 
 KEY: Final = "google_adk"
 """The key of a metadata under which an event, or a state, stands."""
@@ -195,7 +195,7 @@ def to_event(message: Message) -> Event:
     """Return the event that a message is; one that was not stored as one is its words."""
     item = stored_item(KEY, message)
     if item is not None:
-        return Event.model_validate(item)
+        return understood(Event.model_validate, item, message)
     of_user = message.role is Role.USER
     words = Content(role="user" if of_user else "model", parts=[Part(text=message.content)])
     return Event(

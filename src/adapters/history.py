@@ -16,6 +16,7 @@ from ..domain.errors import (
     ConcurrentUpdate,
     ConversationNotFound,
     InvalidInput,
+    StoreMisconfigured,
     UnitOfWorkMisuse,
 )
 from ..domain.json_object import JsonObject
@@ -247,6 +248,18 @@ def stored_item(key: str, message: Message) -> JsonObject | None:
         with suppress(ValueError, RecursionError):  # of others, who have the same key
             item = json.loads(message.content)
     return item if isinstance(item, dict) else None
+
+
+def understood(read: Callable[[Any], T], item: object, stored: Message | Conversation) -> T:
+    """Return what a framework makes of a thing of its own that is stored.
+
+    Raises: StoreMisconfigured where it makes nothing of it; its own error quotes what was said.
+    """
+    with suppress(ValueError):
+        return read(item)
+    what = "message" if isinstance(stored, Message) else "conversation"
+    reason = f"the framework cannot read what stands in {what} {stored.id}: a newer version of it "
+    raise StoreMisconfigured(reason=f"{reason}may have stored it, or others by the same key")
 
 
 _TEXTS: Final = ("content", "output", "summary", "arguments", "text", "refusal")

@@ -27,7 +27,7 @@ with Extra("langchain"):
     )
 
 from ..domain.message import Message, MessageDraft, Role
-from .history import History, stored_item, to_draft
+from .history import History, stored_item, to_draft, understood
 from .store_thread import Store, StoreThread
 
 KEY: Final = "langchain"
@@ -124,5 +124,5 @@ def to_message(message: Message) -> BaseMessage:
     item = stored_item(KEY, message)
     if item is None or item.keys() != {"type", "data"}:
         return _MADE_OF[message.role](content=message.content)
-    [stored] = messages_from_dict([item])
+    [stored] = understood(messages_from_dict, [item], message)
     return stored

@@ -22,7 +22,7 @@ from ..service_layer.conversations import (
     get_conversation,
     update_conversation,
 )
-from .history import History, Owner, replace, stored_item, to_draft, words_of
+from .history import History, Owner, replace, stored_item, to_draft, understood, words_of
 from .store_thread import Store, StoreThread
 
 KEY: Final = "llama_index"
@@ -244,6 +244,10 @@ def to_chat_message(message: Message) -> ChatMessage:
     item = stored_item(KEY, message)
     if item is None or not item.keys() >= {"role", "blocks", "additional_kwargs"}:
         return ChatMessage(message.content, role=_MADE_OF[message.role])
+    return understood(_chat_message_of, item, message)
+
+
+def _chat_message_of(item: JsonObject) -> ChatMessage:
     blocks = [_without_path(block) for block in item["blocks"]]
     made = ChatMessage(role=item["role"], blocks=blocks)
     made.additional_kwargs = item["additional_kwargs"]  # given above, its images would be added

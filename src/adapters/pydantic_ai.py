@@ -31,7 +31,7 @@ with Extra("pydantic-ai"):
 from ..domain.json_object import JsonObject
 from ..domain.message import Message, MessageDraft, Role
 from ..domain.text import storable_text
-from .history import History, Json, stored_item, to_draft, words_of
+from .history import History, Json, stored_item, to_draft, understood, words_of
 from .store_thread import Store, StoreThread
 
 KEY: Final = "pydantic_ai"
@@ -159,7 +159,7 @@ def to_model_message(message: Message) -> ModelMessage:
     """Return the message of Pydantic AI that a message is; its role and words if it is none."""
     item = stored_item(KEY, message)
     if item is not None and item.keys() >= {"kind", "parts"}:
-        return to_model_messages([item])[0]
+        return understood(to_model_messages, [item], message)[0]
     if message.role is Role.USER:
         return ModelRequest([UserPromptPart(message.content, timestamp=message.timestamp)])
     if message.role is Role.SYSTEM:

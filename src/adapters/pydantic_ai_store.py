@@ -36,7 +36,7 @@ from ..service_layer.conversations import (
     get_or_start_conversation,
 )
 from ..service_layer.messages import latest_messages
-from .history import Owner, append, stored_item
+from .history import Owner, append, stored_item, understood
 from .pydantic_ai import KEY, SOURCE, draft_of, to_items, to_model_message
 from .store_thread import Store, StoreThread
 
@@ -256,7 +256,7 @@ class _Log(Owner):
         if stored is None:
             return None
         plain = json.loads(stored) if isinstance(stored, str) else stored
-        [record] = _RECORDS.validate_python([plain])
+        [record] = understood(_RECORDS.validate_python, [plain], conversation)
         self._meet(record, conversation.id)
         return record
 

@@ -280,7 +280,10 @@ class StoreTimeout(StoreError):
 
 
 class StoreMisconfigured(StoreError):
-    """The database is not as the store needs it: migrations, schema name or privileges."""
+    """The database is not as it has to be: migrations, schema name or privileges.
+
+    Or an agent framework cannot read what it has there.
+    """
 
 
 @define(slots=False, eq=False, kw_only=True)
