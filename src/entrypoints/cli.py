@@ -32,6 +32,7 @@ from .terminal import (
     fail,
     prepare_process,
     run_async,
+    without_secrets,
 )
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -57,15 +58,16 @@ _FILE = click.Path(exists=True, dir_okay=False, allow_dash=True)
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; return its exit code. Errors are one line on standard error."""
     prepare_process()
+    given = sys.argv[1:] if arguments is None else arguments
     try:
         code = commands.main(arguments, prog_name=PROGRAM, standalone_mode=False)
     except click.UsageError as error:
         hint = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
-        return fail(error.format_message() + hint, BAD_INPUT)
+        return fail(without_secrets(error.format_message(), given) + hint, BAD_INPUT)
     except CommandError as error:
         return fail(error.message, error.code)
     except click.ClickException as error:
-        return fail(error.format_message(), BAD_INPUT)
+        return fail(without_secrets(error.format_message(), given), BAD_INPUT)
     except click.Abort:
         return fail("interrupted", INTERRUPTED)
     except ConversationStoreError as error:

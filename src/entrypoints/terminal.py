@@ -6,10 +6,11 @@ import asyncio
 import io
 import logging
 import os
+import re
 import signal
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from types import FrameType, TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -40,6 +41,8 @@ INTERRUPTED: Final = 130
 _SECONDS_TO_CONNECT: Final = "10"
 _SECONDS_BETWEEN_LINES: Final = 1.0
 _LONGEST_ERROR: Final = 1200
+_SECRET: Final = ("://", "password")
+"""What shows that an argument belongs to a connection string."""
 _NOT_MIGRATED: Final = {"42P01", "3F000", "42883", "42703"}
 
 
@@ -93,6 +96,21 @@ def fail(message: str, exit_code: int) -> int:
         line = line[:_LONGEST_ERROR] + " ..."
     print(f"conversation-store: {line}", file=sys.stderr)
     return exit_code
+
+
+def without_secrets(message: str, arguments: Sequence[str]) -> str:
+    """Return a message about arguments without those that may be of a connection string.
+
+    Where that is not quoted, the rest of a password is in the arguments that follow.
+    """
+    is_secret = False
+    for argument in arguments:
+        is_option = argument.startswith("-")
+        is_secret = any(sign in argument for sign in _SECRET) or (is_secret and not is_option)
+        if is_secret:
+            for shown in (argument, repr(argument)[1:-1]):
+                message = re.sub(rf"(?<!\w){re.escape(shown)}(?!\w)", "...", message)
+    return message
 
 
 def exit_code_of(error: ConversationStoreError) -> int:

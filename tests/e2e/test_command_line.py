@@ -198,6 +198,28 @@ def test_a_password_is_never_told(dsn: str) -> None:
     assert "ret-word" not in one_line(result.stderr)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["list", "u", "--dsn", "host=h", "password=s3c", "ret-word"],
+        ["list", "u", "--dsn", "host=h", "password='s3c\\", "ret-word"],
+        ["migrate", "postgresql://me:ret-word@h/db"],
+        ["postgresql://me:ret-word@h/db"],
+        ["import", "postgresql://me:ret-word@h/db"],
+        ["show", "password=ret-word"],
+        ["list", "u", "--status", "password='ret-word'"],
+    ],
+)
+def test_a_connection_string_in_a_wrong_place_is_not_told(here: Any, arguments: list[str]) -> None:
+    """What is not quoted, or no option, is called wrong without being called."""
+    code, out, err = here(*arguments)
+    assert (code, out) == (2, "")
+    line = one_line(err)
+    assert "ret-word" not in line
+    assert "..." in line
+    assert "--help" in line
+
+
 def test_no_database_named_is_exit_code_2() -> None:
     """Without --dsn and its variable the error says how to name a database."""
     result = command("export")
