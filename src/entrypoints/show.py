@@ -1,7 +1,8 @@
 """How conversations look on a terminal.
 
-What was stored is shown as text and nothing else: no markup is read in it, and control characters,
-which could command the terminal, are spelled out.
+What was stored is shown as text and nothing else: no markup is read in it. Control characters,
+which could command the terminal, are spelled out, and so is what would show the rest of a line in
+another order, whoever's words that is.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ _STATUS_STYLES: Final = {
 }
 _CONTROLS: Final = {
     code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"
-}
+} | {code: f"\\u{code:04x}" for code in (*range(0x2028, 0x202F), *range(0x2066, 0x206A))}
 
 
 def new_console() -> Console:
@@ -58,7 +59,7 @@ def new_console() -> Console:
 
 
 def harmless(text: str) -> str:
-    """Return text with its control characters spelled out, but for line ends and tabs."""
+    """Return text with what is no text spelled out, but for line ends and tabs."""
     return text.replace("\r\n", "\n").translate(_CONTROLS)
 
 

@@ -522,6 +522,7 @@ def test_show_obeys_nothing_that_was_said(migrated_here: Any, tmp_path: Path) ->
     talk = [
         {"role": "user", "content": "[bold red]no[/] [/nonsense] :smile: \x1b[2J\x07 a\r\nb"},
         {"role": "tool", "content": "[link=http://x]\x9b31m", "slots": {"[b]": "\x1b]0;t\x07"}},
+        {"role": "user", "content": "\u202eback\u2066 \u200f\u05d0\u2028"},
     ]
     line = record(1, messages=talk, metadata={"[i]": "\x1b"}, intent_type="[u]\x1b[1m")
     migrated_here("import", write(tmp_path / "hostile.jsonl", line))
@@ -529,8 +530,9 @@ def test_show_obeys_nothing_that_was_said(migrated_here: Any, tmp_path: Path) ->
     assert r"[bold red]no[/] [/nonsense] :smile: \x1b[2J\x07 a" in out
     assert r"[link=http://x]\x9b31m" in out
     assert r"[b]: \x1b]0;t\x07" in out
+    assert "\\u202eback\\u2066 \u200f\u05d0\\u2028" in out  # what only marks a direction stays
     assert r"[u]\x1b[1m" in migrated_here("list", "u")[1]
-    assert not set(out) & {"\x1b", "\x07", "\x9b", "\r"}
+    assert not set(out) & {"\x1b", "\x07", "\x9b", "\r", "\u202e", "\u2066", "\u2028"}
 
 
 def test_show_of_more_than_a_page(migrated_here: Any, tmp_path: Path) -> None:
