@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import pytest
 
 from ..bootstrap import ConversationStore
+from ..domain.errors import StoreMisconfigured
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -24,6 +25,17 @@ OPTION: Final = "--conversation-store-dsn"
 VARIABLE: Final = "CONVERSATION_STORE_TEST_DSN"
 
 _TABLES: Final = ("ai_conversations", "ai_messages")
+
+
+class _ConnectionString(str):
+    """One that pytest shows, where a test or a fixture was given it and fails, without password."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "<the connection string>"
+
+
 _LIMIT: Final = "SET lock_timeout = '5s'"
 """So that a transaction that a test left open is told, and does not stop the run."""
 
@@ -49,7 +61,7 @@ def conversation_store_dsn(request: pytest.FixtureRequest) -> Iterator[str]:
     """Give the connection string of a server for the whole run."""
     dsn = request.config.getoption(OPTION) or os.environ.get(VARIABLE)
     if dsn:
-        yield dsn
+        yield _ConnectionString(dsn)
         return
     from ..adapters.postgres.embedded import EmbeddedPostgres, EmbeddedPostgresError
 
@@ -58,7 +70,7 @@ def conversation_store_dsn(request: pytest.FixtureRequest) -> Iterator[str]:
             server = stack.enter_context(EmbeddedPostgres())
         except EmbeddedPostgresError as error:
             pytest.fail(f"{error}; or name a server by {OPTION} or {VARIABLE}", pytrace=False)
-        yield server.dsn
+        yield _ConnectionString(server.dsn)
 
 
 @pytest.fixture(scope="session")
@@ -78,12 +90,15 @@ def conversation_store_schema(conversation_store_dsn: str) -> Iterator[str]:
 def _connected(dsn: str) -> Connection[Any]:
     import psycopg
 
+    from ..adapters.postgres.connection_string import check_connection_string
+
     try:
+        check_connection_string(dsn)
         return psycopg.connect(dsn)
     except psycopg.OperationalError as error:
         reason = f"the server for conversation_store_on_server cannot be reached: {error}"
-    except psycopg.ProgrammingError:  # it may quote any part of the string
-        reason = f"the connection string of {OPTION} or {VARIABLE} cannot be read"
+    except StoreMisconfigured as error:
+        reason = f"{OPTION} or {VARIABLE}: {error}"
     pytest.fail(reason, pytrace=False)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 pytest_plugins = ["pytester"]
 
@@ -136,6 +137,7 @@ def test_no_server(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("host=127.0.0.1 port=1 password=s3cret", "cannot be reached"),
         ("host=127.0.0.1 s3cret", "cannot be read"),
+        ("postgresql://me:s3@s3cret@127.0.0.1:1/db", "percent-encoded"),
     ],
 )
 def test_a_server_that_does_not_answer(dsn: str, said: str) -> None:
@@ -145,6 +147,32 @@ def test_a_server_that_does_not_answer(dsn: str, said: str) -> None:
         plugin._connected(dsn)
     assert "s3cret" not in str(failed.value)
     assert not failed.value.pytrace
+
+
+def test_a_failure_shows_no_password(
+    pytester: pytest.Pytester, run: Run, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither of a test that was given the connection string, nor of a fixture of ours."""
+    pytester.makepyfile(
+        test_host="""
+        import pytest
+
+        @pytest.fixture(scope="session")
+        def conversation_store_schema(conversation_store_dsn):
+            return "no such schema"
+
+        def test_of_its_own(conversation_store_dsn):
+            assert not conversation_store_dsn
+
+        def test_on_a_server(conversation_store_on_server):
+            pass
+        """
+    )
+    with_password = dsn if "password" in conninfo_to_dict(dsn) else f"{dsn} password=s3cret"
+    monkeypatch.setenv("CONVERSATION_STORE_TEST_DSN", with_password)
+    failed = run()
+    assert failed.parseoutcomes() == {"failed": 1, "errors": 1}
+    assert str(conninfo_to_dict(with_password)["password"]) not in failed.stdout.str()
 
 
 def test_without_pytest_asyncio(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:

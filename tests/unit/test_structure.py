@@ -111,7 +111,8 @@ LAYERS = {
         {"rich", "textual"},
     ),
     "entrypoints.pytest_plugin": (
-        {"bootstrap", "adapters.postgres.embedded"},
+        {"bootstrap", "domain", "adapters.postgres.embedded"}
+        | {"adapters.postgres.connection_string"},  # says whether it can be read
         {"psycopg", "pytest", "pytest_asyncio"},
     ),
 }
