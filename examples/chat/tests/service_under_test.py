@@ -47,6 +47,8 @@ async def client_of(chat: Chat, user: str | None) -> AsyncGenerator[httpx.AsyncC
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://chat", cookies=cookies) as client,
+        httpx.AsyncClient(
+            transport=transport, base_url="http://localhost", cookies=cookies
+        ) as client,
     ):
         yield client

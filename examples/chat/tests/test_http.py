@@ -225,6 +225,14 @@ async def test_nobody_is_nobody(chat: Chat) -> None:
         assert (await client.get("/api/conversations")).status_code == 422
 
 
+async def test_another_name_leads_nowhere(client: httpx.AsyncClient) -> None:
+    """A page of another site, whose name was made to lead here, reads nothing."""
+    await say(client, "Hello")
+    for path in ("/", "/api/export", "/api/conversations/s"):
+        answer = await client.get(path, headers={"Host": "elsewhere.example:8000"})
+        assert (answer.status_code, "Hello" in answer.text) == (400, False)
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [

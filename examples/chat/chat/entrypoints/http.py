@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
@@ -13,6 +13,7 @@ from urllib.parse import unquote
 from attrs import asdict
 from fastapi import APIRouter, Cookie, Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, Field
@@ -41,6 +42,7 @@ from ..domain import AllowanceSpent, ChatError, ModelUnavailable, SessionNotFoun
 from ..service_layer import Chat, allowance, conversation_of, search_messages, take_turn
 
 PAGE: Final = Path(__file__).parent / "page"
+THIS_MACHINE: Final = ("127.0.0.1", "localhost")
 api: Final = APIRouter()
 T = TypeVar("T")
 
@@ -227,8 +229,14 @@ async def export(uow: Unit) -> StreamingResponse:
     return StreamingResponse(stream, media_type="application/jsonl", headers=headers)
 
 
-def create_app(opening: AbstractAsyncContextManager[Chat]) -> FastAPI:
-    """Return the application; what `opening` gives is there as long as it runs."""
+def create_app(
+    opening: AbstractAsyncContextManager[Chat], *, hosts: Sequence[str] = THIS_MACHINE
+) -> FastAPI:
+    """Return the application; what `opening` gives is there as long as it runs.
+
+    It answers at the names of `hosts` alone: else any page that somebody opens could have its own
+    name lead here, and read what is stored.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
@@ -236,6 +244,7 @@ def create_app(opening: AbstractAsyncContextManager[Chat]) -> FastAPI:
             yield
 
     app = FastAPI(title="Chat", lifespan=lifespan)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
     for kind in (ConversationStoreError, ChatError, RequestValidationError):
         app.add_exception_handler(kind, answer_error)
     app.include_router(api)
