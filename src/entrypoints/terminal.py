@@ -107,7 +107,7 @@ def without_secrets(message: str, arguments: Sequence[str]) -> str:
     for argument in arguments:
         is_option = argument.startswith("-")
         is_secret = any(sign in argument for sign in _SECRET) or (is_secret and not is_option)
-        if is_secret:
+        if is_secret and argument:
             for shown in (argument, repr(argument)[1:-1]):
                 message = re.sub(rf"(?<!\w){re.escape(shown)}(?!\w)", "...", message)
     return message
