@@ -21,6 +21,7 @@ from ..domain.receipt import ImportReceipt
 from ..domain.record import ConversationRecord, dump_record
 from ..domain.repository import OnDuplicate
 from ..service_layer.transfer import export_conversations, import_conversations
+from .show import as_escapes
 from .terminal import CommandError, Report, counted, describe, exit_code_of
 
 MAX_LINE_BYTES: Final = 1_000_000_000
@@ -155,10 +156,14 @@ async def load(
 async def dump(
     store: ConversationStore, user_id: str | None, output: IO[bytes], report: Report
 ) -> ImportReceipt:
-    """Write all conversations, or a user's, as JSON Lines; return how many."""
+    """Write all conversations, or a user's, as JSON Lines; return how many.
+
+    A terminal gets the same JSON, with escapes for what would command it.
+    """
+    escapes = as_escapes() if output.isatty() else {}
     written = ImportReceipt()
     async for record in export_conversations(store.unit_of_work(), user_id=user_id):
-        output.write(dump_record(record).encode() + b"\n")
+        output.write(dump_record(record).translate(escapes).encode() + b"\n")
         written += ImportReceipt(conversations=1, messages=len(record["messages"]))
         report.tell(counts(written))
     output.flush()

@@ -63,6 +63,11 @@ def harmless(text: str) -> str:
     return text.replace("\r\n", "\n").translate(_CONTROLS)
 
 
+def as_escapes() -> dict[int, str]:
+    """Return what JSON has in the place of what `harmless` spells out, for str.translate."""
+    return {code: f"\\u{code:04x}" for code in _CONTROLS}
+
+
 def one_line(text: str, most: int | None = None) -> str:
     """Return text as one harmless line, shortened to `most` characters."""
     line = harmless(" ".join(text.split()))

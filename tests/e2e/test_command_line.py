@@ -538,6 +538,31 @@ def test_show_obeys_nothing_that_was_said(migrated_here: Any, tmp_path: Path) ->
     assert not set(out) & {"\x1b", "\x07", "\x9b", "\r", "\u202e", "\u2066", "\u2028"}
 
 
+def test_export_to_a_terminal_obeys_nothing_that_was_said(
+    store_command: Run, schema: str, dsn: str
+) -> None:
+    """It gets the same JSON; a file has it as it always is."""
+    said = "\x9b31m\x7f\u202e \x1b[2J \\ é"
+    line = record(1, messages=[{"role": "user", "content": said}])
+    assert store_command("migrate").returncode == 0
+    assert store_command("import", "-", stdin=json.dumps(line).encode()).returncode == 0
+    ours, theirs = os.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as terminal:
+        subprocess.run(
+            [sys.executable, "-m", "conversation_store", "export", "--dsn", dsn],
+            env=clean_environment(CONVERSATION_STORE_SCHEMA=schema),
+            stdout=theirs,
+            timeout=60,
+            check=True,
+        )
+        os.close(theirs)
+        shown = terminal.read(100_000)
+    written = store_command("export").stdout
+    assert not set(shown.decode().strip()) & {"\x9b", "\x7f", "\u202e", "\x1b"}
+    assert json.loads(shown) == json.loads(written)
+    assert "\x9b31m\x7f\u202e".encode() in written
+
+
 def test_show_of_more_than_a_page(migrated_here: Any, tmp_path: Path) -> None:
     """Conversations of more than 1,000 messages are shown whole, or their newest ones."""
     talk = [{"role": "user", "content": f"number {n};"} for n in range(1, 2502)]
