@@ -162,6 +162,12 @@ class Page:
         self.say(text)
         self.until(lambda: len(self.messages()) == before + 2 and self.at("send").is_displayed())
 
+    def keep(self, session: str, text: str) -> None:
+        """Have the tab keep a turn of the user that could not be sent."""
+        turn = {"user": quote(self.user), "session": session, "text": text, "request_id": text}
+        script = "sessionStorage.setItem('pending', JSON.stringify(arguments[0]))"
+        self.browser.execute_script(script, turn)
+
     def coming(self) -> str:
         """Return as much of an answer as has come."""
         return "".join(self.texts("#messages .coming > :last-child"))
@@ -270,13 +276,23 @@ def test_a_turn_survives_the_end_of_the_service(page: Page, dsn: str) -> None:
 def test_what_could_not_be_sent_goes_before_what_is_said_next(page: Page) -> None:
     """A turn that waits to be sent again is not forgotten, and keeps its place."""
     page.take_turn("One")
-    turn = {"session": page.fragment[1:], "text": "Two", "request_id": "two"}
-    keep = "sessionStorage.setItem('pending', JSON.stringify(arguments[0]))"
-    page.browser.execute_script(keep, turn)
+    page.keep(page.fragment[1:], "Two")
     page.say("Three")
     page.until(lambda: len(page.messages()) == 6)
 
     assert page.messages()[::2] == ["One", "Two", "Three"]
+
+
+def test_what_could_not_be_sent_is_not_said_by_who_comes_next(page: Page) -> None:
+    """Who one is may have been changed in another tab."""
+    page.take_turn("Mine")
+    page.keep(page.fragment[1:], "Mine, too")
+    page.become(f"not {page.user}")
+    page.go("")
+    page.take_turn("Hello")
+
+    assert page.messages()[0] == "Hello"
+    page.until(lambda: page.listed() == ["Hello"])
 
 
 def test_an_answer_that_is_stopped_leaves_nothing(page: Page) -> None:

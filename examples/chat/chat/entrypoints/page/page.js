@@ -130,7 +130,10 @@ async function readBack() { // messages before the first one that is shown
 // A turn: kept in this tab until it is answered, so that a reload sends it again, and with the same
 // request_id it is stored once ---------------------------------------------------------------------
 
-const pending = () => JSON.parse(sessionStorage.getItem("pending"));
+function pending() { // not what another said, who was asking in this tab before
+  const turn = JSON.parse(sessionStorage.getItem("pending"));
+  return turn?.user === whoIsAsking() ? turn : null;
+}
 
 async function send(turn) {
   sessionStorage.setItem("pending", JSON.stringify(turn));
@@ -273,7 +276,7 @@ at("compose").addEventListener("submit", async (event) => {
   if (!location.hash.slice(1)) history.replaceState(null, "", `#${session}`);
   document.body.classList.remove("listing");
   const again = stopped?.session === session && stopped.text === text;
-  send(again ? stopped : { session, text, request_id: key() });
+  send(again ? stopped : { user: whoIsAsking(), session, text, request_id: key() });
   stopped = null;
 });
 at("text").addEventListener("keydown", (event) => {
@@ -282,7 +285,7 @@ at("text").addEventListener("keydown", (event) => {
   at("compose").requestSubmit();
 });
 at("stop").addEventListener("click", () => speaking?.abort());
-at("again").addEventListener("click", () => !speaking && send(pending()));
+at("again").addEventListener("click", () => !speaking && pending() && send(pending()));
 at("new").addEventListener("click", () => {
   location.hash = born();
   at("text").focus();
