@@ -28,8 +28,8 @@ from google.adk.sessions.schemas.v1 import (
     StorageSession,
     StorageUserState,
 )
-from moving import Peer, Row, Told, UnreadableError, existing, main, parser, utc
-from sqlalchemy import make_url, select
+from moving import Peer, Row, Told, UnreadableError, existing, main, parser, url_of, utc
+from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -175,7 +175,7 @@ def _told(session: Session | None) -> Told:
 @asynccontextmanager
 async def opened(options: Namespace) -> AsyncGenerator[Peer]:
     """Open what the source names."""
-    url = make_url(options.source)
+    url = url_of(options.source)
     if url.get_backend_name() == "sqlite":
         existing(url.database)
     engine = create_async_engine(url).execution_options(postgresql_readonly=True)

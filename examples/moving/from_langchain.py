@@ -19,10 +19,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from langchain_core.messages import messages_from_dict
-from moving import Peer, Row, Told, Users, existing, main, parser, record_of
+from moving import Peer, Row, Told, Users, existing, libpq_of, main, parser, record_of, url_of
 from psycopg import AsyncConnection
 from psycopg.sql import SQL, Identifier
-from sqlalchemy import Engine, column, create_engine, make_url, select, table
+from sqlalchemy import Engine, column, create_engine, select, table
 from sqlalchemy.exc import SQLAlchemyError
 
 from conversation_store import ConversationRecord, ConversationStore, MessageDraft
@@ -107,7 +107,7 @@ class OfCommunity(Table):
 async def opened(options: Namespace) -> AsyncGenerator[Peer]:
     """Open what the source names, to read only."""
     if options.community:
-        url = make_url(options.source)
+        url = url_of(options.source)
         if url.get_backend_name() == "sqlite":
             existing(url.database)
         engine = create_engine(url).execution_options(postgresql_readonly=True)
@@ -116,9 +116,10 @@ async def opened(options: Namespace) -> AsyncGenerator[Peer]:
         finally:
             engine.dispose()
         return
+    source = libpq_of(options.source)
     async with (
-        await AsyncConnection.connect(options.source) as streams,
-        await AsyncConnection.connect(options.source, autocommit=True) as reads,
+        await AsyncConnection.connect(source) as streams,
+        await AsyncConnection.connect(source, autocommit=True) as reads,
     ):
         await streams.set_read_only(True)
         yield OfPostgres(options, streams, reads)

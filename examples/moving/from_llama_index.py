@@ -21,7 +21,7 @@ from typing import Any
 from llama_index.core.llms import ChatMessage
 from llama_index.core.storage.chat_store.base_db import AsyncDBChatStore, MessageStatus
 from llama_index.core.storage.chat_store.sql import SQLAlchemyChatStore
-from moving import Peer, Row, Told, Users, existing, main, parser, record_of
+from moving import Peer, Row, Told, Users, existing, main, parser, record_of, url_of
 from sqlalchemy import (
     Engine,
     Text,
@@ -30,7 +30,6 @@ from sqlalchemy import (
     create_engine,
     func,
     inspect,
-    make_url,
     select,
     table,
     true,
@@ -138,7 +137,7 @@ async def _told(chats: AsyncDBChatStore, key: str) -> Told:
 @asynccontextmanager
 async def opened(options: Namespace) -> AsyncGenerator[Peer]:
     """Open what the source names."""
-    url = make_url(options.source)
+    url = url_of(options.source)
     if options.postgres_chat_store:
         engine = create_engine(url.set(drivername="postgresql+psycopg"))
         try:

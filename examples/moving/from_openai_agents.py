@@ -21,8 +21,8 @@ from typing import Any
 
 from agents import SQLiteSession
 from agents.extensions.memory import AdvancedSQLiteSession, SQLAlchemySession
-from moving import Peer, Row, Told, Users, existing, main, parser, record_of, utc
-from sqlalchemy import TIMESTAMP, cast, column, make_url, select, table
+from moving import Peer, Row, Told, Users, existing, main, parser, record_of, url_of, utc
+from sqlalchemy import TIMESTAMP, cast, column, select, table
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -146,7 +146,7 @@ async def opened(options: Namespace) -> AsyncGenerator[Peer]:
     if "://" not in options.source:
         yield OfSQLite(options, existing(options.source))
         return
-    url = make_url(options.source)
+    url = url_of(options.source)
     if url.get_backend_name() == "sqlite":
         existing(url.database)
     engine = create_async_engine(url).execution_options(postgresql_readonly=True)

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
 import psycopg
+from sqlalchemy import URL, make_url
 
 from conversation_store import (
     Conversation,
@@ -36,11 +37,13 @@ from conversation_store import (
     InvalidInput,
     MessageDraft,
     NewConversation,
+    StoreMisconfigured,
     delete_conversation,
     find_conversation,
     import_conversations,
     update_conversation,
 )
+from conversation_store.adapters.postgres.connection_string import check_connection_string
 
 LARGEST: Final = 45_000_000
 """Most bytes of a session there; a record of an import holds 100 MB of content and metadata."""
@@ -312,6 +315,25 @@ class Users:
 def record_of(session_id: str, user_id: str, source: str) -> ConversationRecord:
     """Return a record without messages."""
     return {"user_id": user_id, "session_id": session_id, "source": source, "messages": []}
+
+
+def url_of(source: str) -> URL:
+    """Return a source that is a URL. Raises: UnreadableError; part of a password would be told."""
+    with suppress(ValueError):  # of a port that is no number, which it quotes
+        url = make_url(source)
+        if "@" not in (url.host or ""):
+            return url
+    reason = "the URL has no number for a port, or more than one @: "
+    raise UnreadableError(f"{reason}write @ : / ? # percent-encoded in its password")
+
+
+def libpq_of(source: str) -> str:
+    """Return a source that libpq reads. Raises: UnreadableError, for the same reason."""
+    try:
+        check_connection_string(source)
+    except StoreMisconfigured as error:
+        raise UnreadableError(str(error)) from None
+    return source
 
 
 def existing(path: str | None) -> Path:

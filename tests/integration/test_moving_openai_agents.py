@@ -446,6 +446,14 @@ def test_it_runs_in_a_checkout(dsn: str, migrated: set[str], tmp_path: Path, pee
             ["postgresql+asyncpg://a:secret@127.0.0.1:1/b", "--user-id", "ada"],
             "The sessions cannot be read: [Errno 111] Connect call failed ('127.0.0.1', 1)",
         ),
+        (
+            ["postgresql+asyncpg://a:b@c:secret@127.0.0.1:1/b", "--user-id", "ada"],
+            "The sessions cannot be read: the URL has no number for a port, or more than one @",
+        ),
+        (
+            ["postgresql+asyncpg://a:b@secret@127.0.0.1:1/b", "--user-id", "ada"],
+            "The sessions cannot be read: the URL has no number for a port, or more than one @",
+        ),
         (["{peer}", "--user-id", "ada", "--dsn", "port=1 host=127.0.0.1"], "the server cannot be"),
         (["{peer}", "--users", "no.csv"], "The sessions cannot be read: [Errno 2] No such file"),
         (["{peer}", "--users", "{latin}"], "The sessions cannot be read: 'utf-8' codec can't"),
