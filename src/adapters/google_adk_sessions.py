@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from contextlib import aclosing
 from datetime import datetime
 from typing import Any, Final
+from uuid import uuid4
+from weakref import WeakKeyDictionary
 
 from attrs import evolve, frozen
 from google.adk.errors import StaleSessionError
@@ -81,10 +83,6 @@ class SessionName:
         unit = store.unit_of_work(user_id=self.user_id)
         return await find_conversation(unit, session_id=self.in_store)
 
-    def is_of(self, conversation: Conversation) -> bool:
-        """Whether a conversation is that session."""
-        return (conversation.user_id, conversation.session_id) == (self.user_id, self.in_store)
-
     def not_found(self) -> SessionNotFoundError:
         """Return the error that says that there is none."""
         return SessionNotFoundError(f"Session {self.session_id} not found.")
@@ -96,6 +94,21 @@ class AsRead:
 
     conversation: Conversation
     shared: Shared
+    store: str
+    """The name of the store; in another one the same id is another conversation's."""
+
+    def is_of(self, store: Store, name: SessionName) -> bool:
+        """Whether it is that session there, and not what a copy of another one has kept."""
+        found = self.conversation.user_id, self.conversation.session_id
+        return (self.store, *found) == (_name_of(store), name.user_id, name.in_store)
+
+
+_names: WeakKeyDictionary[Store, str] = WeakKeyDictionary()
+
+
+def _name_of(store: Store) -> str:
+    """Return a name that only this store has; copies of sessions hold it, not the store."""
+    return _names.setdefault(store, str(uuid4()))
 
 
 class StoredSession(Session):
@@ -130,7 +143,7 @@ async def create(store: Store, name: SessionName, state: dict[str, Any] | None) 
     except DuplicateSession as error:
         raise AlreadyExistsError(f"Session with id {name.session_id} already exists.") from error
     conversation, _ = await started
-    return _session(name, AsRead(conversation=conversation, shared=shared))
+    return _session(name, _as_read(store, conversation, shared))
 
 
 async def get(store: Store, name: SessionName, config: GetSessionConfig) -> StoredSession | None:
@@ -143,7 +156,7 @@ async def get(store: Store, name: SessionName, config: GetSessionConfig) -> Stor
     except ConversationNotFound:  # deleted since it was found
         return None
     shared = await read_shared(store, name.app_name, name.user_id)
-    return _session(name, AsRead(conversation=found, shared=shared), events)
+    return _session(name, _as_read(store, found, shared), events)
 
 
 async def list_of_user(store: Store, app_name: str, user_id: str) -> list[Session]:
@@ -155,7 +168,7 @@ async def list_of_user(store: Store, app_name: str, user_id: str) -> list[Sessio
             of_user = evolve(of_user, conversation=each)
     of_app = await SharedState(owner=APP_USER, name=of_user.name).read(store)
     return _ordered(
-        _session(name, AsRead(conversation=each, shared=(of_app, of_user)))
+        _session(name, _as_read(store, each, (of_app, of_user)))
         for each in found
         if (name := _name_in(app_name, user_id, each.session_id)) is not None
     )
@@ -203,7 +216,7 @@ async def append(store: Store, name: SessionName, session: Session, event: Event
     a session that does not know as what it was read.
     """
     as_read = session.as_read if isinstance(session, StoredSession) else None
-    if as_read is None or not name.is_of(as_read.conversation):  # a copy by another name
+    if as_read is None or not as_read.is_of(store, name):
         as_read = await _meet(store, name, session)
     try:
         return await _append(store, as_read, event)
@@ -237,7 +250,7 @@ async def _append(store: Store, as_read: AsRead, event: Event) -> AsRead:
         store, as_read.shared, change, own, about=conversation.id
     )
     if updated is not None:
-        return AsRead(conversation=await updated, shared=shared)
+        return evolve(as_read, conversation=await updated, shared=shared)
     [message] = await appended
     conversation = evolve(
         conversation,
@@ -245,7 +258,7 @@ async def _append(store: Store, as_read: AsRead, event: Event) -> AsRead:
         message_count=message.position,
         last_activity=message.timestamp,
     )
-    return AsRead(conversation=conversation, shared=shared)
+    return evolve(as_read, conversation=conversation, shared=shared)
 
 
 async def _meet(store: Store, name: SessionName, session: Session) -> AsRead:
@@ -257,7 +270,7 @@ async def _meet(store: Store, name: SessionName, session: Session) -> AsRead:
     if [to_event(each).id for each in last] != [each.id for each in session.events[-1:]]:
         raise StaleSessionError(_STALE)
     shared = await read_shared(store, name.app_name, name.user_id)
-    return AsRead(conversation=found, shared=shared)
+    return _as_read(store, found, shared)
 
 
 async def _events(
@@ -291,6 +304,10 @@ def _name_in(app_name: str, user_id: str, in_store: str) -> SessionName | None:
     if found is None or found[0] != app_name or user_id == APP_USER:
         return None
     return SessionName(app_name, user_id, found[1])
+
+
+def _as_read(store: Store, conversation: Conversation, shared: Shared) -> AsRead:
+    return AsRead(conversation=conversation, shared=shared, store=_name_of(store))
 
 
 def _session(name: SessionName, as_read: AsRead, events: Iterable[Event] = ()) -> StoredSession:

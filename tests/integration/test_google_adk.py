@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from attrs import evolve
 from late_proxy import LateProxy
 from store_fixtures import APPLICATION, draft, open_store, open_store_as
 from wired_store import wired_store
@@ -533,6 +534,21 @@ async def test_a_copy_by_another_name_is_another_session(store: ConversationStor
         assert [each.content for each in found.events] == [said("their own").content]
     found = await got(service)
     assert (found.events, found.state) == ([], {"user:pin": 1})
+
+
+async def test_a_session_of_another_store_is_another_session(store: ConversationStore) -> None:
+    """There its conversation's id may be that of any user."""
+    elsewhere = AdkSessionService(ConversationStore.in_memory())
+    service = AdkSessionService(store)
+    bobs: Any = await service.create_session(app_name="birds", user_id="bob", session_id="t")
+    adas: Any = await elsewhere.create_session(**BIRDS)
+    same_id = evolve(adas.as_read.conversation, id=bobs.as_read.conversation.id)
+    adas.as_read = evolve(adas.as_read, conversation=same_id)
+    event = said("ada's", actions=EventActions(state_delta={"app:n": 1}))
+    with pytest.raises(SessionNotFoundError):
+        await service.append_event(adas, event)
+    found = await service.get_session(app_name="birds", user_id="bob", session_id="t")
+    assert found == bobs
 
 
 def _as_given(names: dict[str, str]) -> dict[str, str]:
