@@ -30,7 +30,7 @@ from ..service_layer.messages import append_messages
 from ..service_layer.transfer import export_conversations
 from .json_lines import RecordReader, counts, load
 from .round_trips import RoundTripCounter
-from .show import print_conversation, print_list
+from .show import one_line, print_conversation, print_list
 from .terminal import UNREACHABLE, CommandError, Report, run_async
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _step(console: Console, what: str) -> Generator[_Step, None, None]:
     yield step
     mark = "*" if console.options.ascii_only else "✓"
     seconds = f"{time.monotonic() - began:6.2f} s  "
-    console.print(Text.assemble((seconds, "dim"), (f"{mark} ", "green"), what))
+    console.print(Text.assemble((seconds, "dim"), (f"{mark} ", "green"), one_line(what)))
     for detail in step.details:
         console.print(Text(" " * (len(seconds) + 2) + detail, "dim"))
 
@@ -226,5 +226,5 @@ class _Demo:
 
     def _title(self, text: str) -> None:
         self.console.print()
-        self.console.print(Rule(Text(text, "bold"), align="left", style="dim"))
+        self.console.print(Rule(Text(one_line(text), "bold"), align="left", style="dim"))
         self.console.print()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -85,6 +86,21 @@ def test_the_demo_speaks_for_the_busiest_user(
     assert run(["demo", str(EXAMPLES)]) == 0
     out = capsys.readouterr().out
     assert out.index("list renée-lefèvre") < out.rindex("demo-1") < out.rindex("web-2041")
+
+
+def test_the_demo_obeys_nothing_that_a_file_says(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor its name."""
+    monkeypatch.setenv("PGCONNECT_TIMEOUT", "10")
+    record = {"user_id": "\x1b]0;a\x07\x9b31m", "session_id": "\x1b[2J", "messages": []}
+    file = folder / "\x1b[1m.jsonl"
+    file.write_text(json.dumps(record), "utf-8")
+    assert run(["demo", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert r"list \x1b]0;a\x07\x9b31m" in out
+    assert r"imported \x1b[1m.jsonl" in out
+    assert not set(out) & {"\x1b", "\x07", "\x9b"}
 
 
 def test_an_interrupted_demo_leaves_nothing_behind(folder: Path) -> None:
