@@ -339,7 +339,8 @@ def libpq_of(source: str) -> str:
 def existing(path: str | None) -> Path:
     """Return the path of a file. Raises: FileNotFoundError; SQLite would make one."""
     if path is None or not Path(path).exists():
-        raise FileNotFoundError(f"there is no file {path}")
+        is_told = path is not None and "password" not in path
+        raise FileNotFoundError(f"there is no file {path}" if is_told else "there is no such file")
     return Path(path)
 
 

@@ -439,6 +439,10 @@ def test_it_runs_in_a_checkout(dsn: str, migrated: set[str], tmp_path: Path, pee
             "The sessions cannot be read: there is no file no.db",
         ),
         (
+            ["host=h password=secret", "--user-id", "ada"],
+            "The sessions cannot be read: there is no such file",
+        ),
+        (
             ["{peer}", "--user-id", "ada"],
             'The sessions cannot be read: relation "agent_messages" does not exist',
         ),

@@ -243,7 +243,8 @@ def create_app(
         async with opening as app.state.chat:
             yield
 
-    app = FastAPI(title="Chat", lifespan=lifespan)
+    # FastAPI's own pages load scripts from elsewhere.
+    app = FastAPI(title="Chat", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
     for kind in (ConversationStoreError, ChatError, RequestValidationError):
         app.add_exception_handler(kind, answer_error)
