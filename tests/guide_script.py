@@ -31,3 +31,11 @@ def queries_of(guide: str) -> list[bytes]:
     """Return the SQL blocks of a guide."""
     blocks = (GUIDES / guide).read_text("utf-8").split("```sql\n")[1:]
     return [block.split("```")[0].encode() for block in blocks]
+
+
+def functions_of(guide: str) -> list[str]:
+    """Return the Python blocks of a guide that define something, with the imports of the others."""
+    blocks = (GUIDES / guide).read_text("utf-8").split("```python\n")[1:]
+    sources = [block.split("```")[0] for block in blocks]
+    imports = [line for source in sources for line in source.splitlines() if "import " in line]
+    return [*imports, *(each for each in sources[1:] if "def " in each)]

@@ -74,9 +74,16 @@ class LangChainHistory(BaseChatMessageHistory):
         self._history = History(session_id, store=store, user_id=user_id, source=SOURCE)
 
     @property
-    def messages(self) -> list[BaseMessage]:  # type: ignore[override] # there it is an attribute
-        """All messages, oldest first. Round trips: as of aget_messages."""
+    def messages(self) -> list[BaseMessage]:
+        """All messages, oldest first. Round trips: as of aget_messages.
+
+        To set them puts others in the place of all, in one step; without any that is a clearing.
+        """
         return list(map(to_message, self._history.wait_for(self._history.read())))
+
+    @messages.setter
+    def messages(self, messages: Sequence[BaseMessage]) -> None:
+        self._history.wait_for(self._history.put(list(map(from_message, messages))))
 
     async def aget_messages(self) -> list[BaseMessage]:
         """Return all messages, oldest first.

@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 import pytest
-from guide_script import run_script
+from guide_script import functions_of, run_script
 from store_fixtures import draft, open_store
 
 if "CONVERSATION_STORE_CI" not in os.environ:
@@ -167,10 +167,59 @@ async def test_sixteen_chains_at_once(store: ConversationStore) -> None:
         assert mine == [f"{number}/{part}" for part in range(3)]
 
 
+async def test_chains_that_give_the_history_no_key(store: ConversationStore) -> None:
+    """LangChain leaves out as many messages of what was asked as are there when a chain ends.
+
+    So of two that run at once the later stores an answer without its question; the guide says so.
+    """
+    both_read, one_is_stored = asyncio.Barrier(2), asyncio.Event()
+
+    async def model(given: Any) -> AIMessage:
+        await both_read.wait()
+        if given[-1].content == "two":
+            await one_is_stored.wait()
+        return AIMessage(f"answer to {given[-1].content}")
+
+    talk = RunnableWithMessageHistory(
+        RunnableLambda(model),
+        lambda session_id: LangChainHistory(session_id, store=store, user_id="ada"),
+    )
+    two = asyncio.create_task(talk.ainvoke([HumanMessage("two")], session("s")))
+    await talk.ainvoke([HumanMessage("one")], session("s"))
+    one_is_stored.set()
+    await two
+    history = LangChainHistory("s", store=store, user_id="ada")
+    said = [message.content for message in await history.aget_messages()]
+    assert said == ["one", "answer to one", "answer to two"]
+
+
+async def test_what_a_chain_cannot_store(
+    store: ConversationStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """LangChain says it in its log alone; calls of one's own raise it, as the guide says."""
+    talk, uow = chain(store), store.unit_of_work(user_id="ada")
+    await talk.ainvoke({"question": "one"}, session("s"))
+    found = await find_conversation(uow, session_id="s")
+    assert found is not None
+    await close_conversation(uow, conversation_id=found.id)
+    said = await talk.ainvoke({"question": "two"}, session("s"))
+    assert said.content == "3: two"
+    assert "ConversationNotAcceptingMessages" in caplog.text
+    history = LangChainHistory("s", store=store, user_id="ada")
+    assert len(await history.aget_messages()) == 2
+    with pytest.raises(ConversationNotAcceptingMessages):
+        await history.aadd_messages([HumanMessage("two"), said])
+
+
 async def test_calls_that_are_not_async_need_a_thread(store: ConversationStore) -> None:
     """They would hold the event loop that they wait for: that is misuse, and says so."""
     history = LangChainHistory("s", store=store, user_id="ada")
-    for call in (lambda: history.messages, history.clear, lambda: history.add_messages(MESSAGES)):
+    for call in (
+        lambda: history.messages,
+        history.clear,
+        lambda: history.add_messages(MESSAGES),
+        lambda: setattr(history, "messages", MESSAGES),
+    ):
         with pytest.raises(UnitOfWorkMisuse, match="StoreThread"):
             call()
 
@@ -193,6 +242,27 @@ def test_a_chain_without_an_event_loop(dsn: str, migrated: set[str]) -> None:
         history.clear()
         history.add_messages(MESSAGES)
         assert history.messages == MESSAGES
+        history.messages = MESSAGES[-2:]
+        assert history.messages == MESSAGES[-2:]
+        history.messages = []
+        assert history.messages == []
+
+
+async def test_the_functions_of_the_guide(store: ConversationStore) -> None:
+    """A chain serves several users, each with sessions of their own; a turn is added by calls."""
+    names: dict[str, Any] = {}
+    exec("\n".join(functions_of("langchain.md")), names)  # noqa: S102 - it is a document of ours
+    prompt = ChatPromptTemplate([MessagesPlaceholder("history"), ("human", "{question}")])
+    talk = names["chain_of_all"](prompt | RunnableLambda(answer), store)
+    for user_id, expected in (("ada", "1: hi"), ("bob", "1: hi"), ("ada", "3: hi")):
+        config: Any = {"configurable": {"user_id": user_id, "session_id": "s"}}
+        said = await talk.ainvoke({"question": "hi"}, config)
+        assert said.content == expected
+    history = LangChainHistory("s", store=store, user_id="bob")
+    model = RunnableLambda(lambda given: AIMessage(f"shown {len(given)}"))
+    said = await names["turn"](model, history, "and now?")
+    assert said.content == "shown 3"
+    assert (await history.aget_messages())[2:] == [HumanMessage("and now?"), said]
 
 
 @pytest.mark.usefixtures("postgres")
