@@ -82,7 +82,9 @@ class LangChainHistory(BaseChatMessageHistory):
         return list(map(to_message, self._history.wait_for(self._history.read())))
 
     @messages.setter
-    def messages(self, messages: Sequence[BaseMessage]) -> None:
+    def messages(  # pyright: ignore[reportIncompatibleVariableOverride] # there an attribute
+        self, messages: Sequence[BaseMessage]
+    ) -> None:
         self._history.wait_for(self._history.put(list(map(from_message, messages))))
 
     async def aget_messages(self) -> list[BaseMessage]:

@@ -259,7 +259,7 @@ async def test_the_functions_of_the_guide(store: ConversationStore) -> None:
         said = await talk.ainvoke({"question": "hi"}, config)
         assert said.content == expected
     history = LangChainHistory("s", store=store, user_id="bob")
-    model = RunnableLambda(lambda given: AIMessage(f"shown {len(given)}"))
+    model: Any = RunnableLambda(lambda given: AIMessage(f"shown {len(given)}"))
     said = await names["turn"](model, history, "and now?")
     assert said.content == "shown 3"
     assert (await history.aget_messages())[2:] == [HumanMessage("and now?"), said]
