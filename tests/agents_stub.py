@@ -25,8 +25,9 @@ from openai.types.responses.response_reasoning_item import Summary
 class Stub(Model):
     """Answers with what it was told last; asked for the weather it calls a tool first."""
 
-    def __init__(self) -> None:
+    def __init__(self, response_id: str | None = None) -> None:
         self.seen: list[list[Any]] = []
+        self.response_id = response_id
 
     def output(self, asked: Any) -> list[Any]:
         """Return the items of an answer."""
@@ -56,7 +57,7 @@ class Stub(Model):
     async def get_response(self, *given: Any, **named: Any) -> ModelResponse:
         """Answer."""
         asked = named.get("input") or given[1]
-        return ModelResponse(output=self.output(asked), usage=Usage(), response_id=None)
+        return ModelResponse(output=self.output(asked), usage=Usage(), response_id=self.response_id)
 
     async def stream_response(self, *given: Any, **named: Any) -> Any:
         """Answer in one event."""

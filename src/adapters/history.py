@@ -216,6 +216,17 @@ def replace(
     return [first, *append(uow, conversation_id, drafts[MAX_DRAFTS:])]
 
 
+def as_it_was(message: Message) -> MessageDraft:
+    """Return a message for storing it anew, with another id and time."""
+    return MessageDraft(
+        role=message.role,
+        content=message.content,
+        intent_type=message.intent_type,
+        slots=message.slots,
+        metadata=message.metadata,
+    )
+
+
 # Things of a framework, and messages ----------------------------------------------------------
 
 

@@ -22,7 +22,16 @@ from ..service_layer.conversations import (
     get_conversation,
     update_conversation,
 )
-from .history import History, Owner, replace, stored_item, to_draft, understood, words_of
+from .history import (
+    History,
+    Owner,
+    as_it_was,
+    replace,
+    stored_item,
+    to_draft,
+    understood,
+    words_of,
+)
 from .store_thread import Store, StoreThread
 
 KEY: Final = "llama_index"
@@ -180,7 +189,7 @@ class Chats(Owner):
         self, chat: History, conversation: Conversation, left: Sequence[Known]
     ) -> None:
         """Store what is left in the place of all, and note what of it is archived."""
-        drafts = [_as_it_was(each.message) for each in left]
+        drafts = [as_it_was(each.message) for each in left]
         archived = sum(each.is_marked for each in left)
         async with chat.unit() as uow:
             pages = replace(uow, conversation.id, drafts, expected_version=conversation.version)
@@ -213,16 +222,6 @@ def _noted(conversation: Conversation, last: Message | None) -> JsonObject | Non
         return others or None
     mark = {"position": last.position, "message_id": last.id}
     return {**others, KEY: {"archived": mark}}
-
-
-def _as_it_was(message: Message) -> MessageDraft:
-    return MessageDraft(
-        role=message.role,
-        content=message.content,
-        intent_type=message.intent_type,
-        slots=message.slots,
-        metadata=message.metadata,
-    )
 
 
 # Messages of LlamaIndex, and messages -----------------------------------------------------------

@@ -10,8 +10,9 @@ item itself stands in the metadata, under "openai_agents": see docs/how-to/opena
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any, Final, cast
+from collections.abc import Awaitable, Callable, Mapping
+from itertools import dropwhile
+from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from .extra import Extra
 
@@ -20,8 +21,10 @@ with Extra("openai-agents"):
     from agents.memory import SessionSettings
     from agents.memory.session_settings import coerce_session_settings, resolve_session_limit
 
+from ..domain.conversation import Conversation
+from ..domain.errors import ConcurrentUpdate, ConversationNotFound
 from ..domain.message import Message, MessageDraft, Role
-from .history import History, stored_item, to_draft, words_of
+from .history import History, as_it_was, replace, stored_item, to_draft, words_of
 from .store_thread import Store, StoreThread
 
 KEY: Final = "openai_agents"
@@ -35,6 +38,19 @@ _ROLES: Final = {
     "system": Role.SYSTEM,
     "developer": Role.SYSTEM,
 }
+
+
+_IsExpired: TypeAlias = Callable[[TResponseInputItem], bool]
+
+
+class _Snapshot(NamedTuple):
+    """What the SDK's compaction works on: the newest items, as they stood at one moment."""
+
+    items: list[TResponseInputItem]
+    complete: bool
+    """Whether these are all."""
+    replace_suffix: Callable[[int, list[TResponseInputItem]], Awaitable[bool]]
+    """Puts items in the place of those from an index on; False where something came meanwhile."""
 
 
 class AgentsSession:
@@ -90,8 +106,7 @@ class AgentsSession:
 
         Round trips: 1; 1 more where the session did not meet its conversation yet.
         """
-        drafts = [from_item(cast("Mapping[str, Any]", item)) for item in items]
-        await self._history.do(self._history.add(drafts))
+        await self._history.do(self._history.add(list(map(_draft_of, items))))
 
     async def pop_item(self) -> TResponseInputItem | None:
         """Remove the newest item and return it; None if there is none. Round trips: 1."""
@@ -102,6 +117,51 @@ class AgentsSession:
         """Remove all items; the conversation stays, and goes on with the next. Round trips: 1."""
         await self._history.do(self._history.clear())
 
+    # The SDK's compaction asks a session whether it has these two, and replaces items by them
+    # rather than by clearing and adding, between which others add, and a process may end. An heir
+    # may store items in another way, so it is asked for what it has itself.
+
+    async def _get_compaction_snapshot(
+        self, limit: int, *, prune_prefix: _IsExpired | None = None
+    ) -> _Snapshot | None:
+        if type(self) is not AgentsSession:
+            return None
+        return await self._history.do(self._snapshot(limit, prune_prefix))
+
+    async def _atomic_replace_items(self, items: list[TResponseInputItem]) -> bool:
+        if type(self) is not AgentsSession:
+            return False
+        await self._history.do(self._history.put(list(map(_draft_of, items))))
+        return True
+
+    async def _snapshot(self, limit: int, is_expired: _IsExpired | None) -> _Snapshot | None:
+        async def read(conversation: Conversation) -> tuple[Conversation, list[Message]]:
+            return conversation, await self._history.after(conversation.id)
+
+        found = await self._history.change(read)
+        if found is None:
+            return None
+        conversation, messages = found
+        shown = max(len(messages) - limit, 0)
+
+        def has_expired(message: Message) -> bool:
+            return is_expired is not None and is_expired(to_item(message))
+
+        async def put(start: int, items: list[TResponseInputItem]) -> bool:
+            kept = dropwhile(has_expired, messages[: shown + start])
+            drafts = [*map(as_it_was, kept), *map(_draft_of, items)]
+            try:
+                async with self._history.unit() as uow:
+                    replace(uow, conversation.id, drafts, expected_version=conversation.version)
+            except (ConcurrentUpdate, ConversationNotFound):
+                return False
+            return True
+
+        async def replace_suffix(start: int, items: list[TResponseInputItem]) -> bool:
+            return await self._history.do(put(start, items))
+
+        return _Snapshot(list(map(to_item, messages[shown:])), not shown, replace_suffix)
+
 
 def from_item(item: Mapping[str, Any]) -> MessageDraft:
     """Return the message that an item becomes; one that is only a role and words is just these."""
@@ -110,6 +170,10 @@ def from_item(item: Mapping[str, Any]) -> MessageDraft:
     if role is not Role.TOOL and plain == {"role": role.value, "content": words_of(plain)}:
         return MessageDraft(role=role, content=plain["content"])
     return to_draft(KEY, role, plain, plain)
+
+
+def _draft_of(item: TResponseInputItem) -> MessageDraft:
+    return from_item(cast("Mapping[str, Any]", item))
 
 
 def to_item(message: Message) -> TResponseInputItem:

@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
-from guide_script import run_script
-from store_fixtures import draft, open_store
+from guide_script import functions_of, run_script
+from store_fixtures import draft, open_store, stored
 
 if "CONVERSATION_STORE_CI" not in os.environ:
     pytest.importorskip("agents", reason="needs the extra openai-agents")
 
-from agents import Agent, RunConfig, Runner, SessionSettings, function_tool, set_tracing_disabled
-from agents.memory import Session
+from agents import (
+    Agent,
+    RunConfig,
+    Runner,
+    RunState,
+    SessionSettings,
+    function_tool,
+    set_tracing_disabled,
+)
+from agents.extensions.memory import EncryptedSession
+from agents.memory import OpenAIResponsesCompactionSession, Session, SQLiteSession
 from agents_items import ITEMS
 from agents_stub import Stub, say
+from openai import APIError
 
 from conversation_store import (
     ConversationNotAcceptingMessages,
@@ -42,10 +55,12 @@ from conversation_store.adapters.store_thread import StoreThread
 set_tracing_disabled(True)
 
 
-@function_tool
-def weather(city: str) -> str:
+def tell_weather(city: str) -> str:
     """Tell the weather."""
     return f"sunny in {city}"
+
+
+weather = function_tool(tell_weather, name_override="weather")
 
 
 def agent() -> Agent[Any]:
@@ -202,6 +217,42 @@ async def test_a_streamed_run(store: ConversationStore) -> None:
     assert len(await session.get_items()) == 5
 
 
+class Failing(Stub):
+    """Fails the first time, and then answers."""
+
+    async def get_response(self, *given: Any, **named: Any) -> Any:
+        """Answer."""
+        if not self.seen:
+            self.seen.append([])
+            raise APIError("busy", cast("Any", None), body=None)
+        return await super().get_response(*given, **named)
+
+
+async def test_a_run_that_failed(store: ConversationStore) -> None:
+    """Goes on as the guide shows it, and its question is there once."""
+    names: dict[str, Any] = {}
+    exec("\n".join(functions_of("openai-agents.md")), names)  # noqa: S102 - it is a document of ours
+    session = session_of(store)
+    result = await names["insist"](Agent(name="a", model=Failing()), "why?", session)
+    assert result.final_output == "answer to why?"
+    said = [_text(item) for item in await session.get_items()]
+    assert said == ["why?", "answer to why?"]
+
+
+async def test_a_run_that_waits_for_an_approval(store: ConversationStore) -> None:
+    """Is resumed in another process: its question, call, output and answer are there once."""
+    careful = function_tool(tell_weather, name_override="weather", needs_approval=True)
+    first = Agent(name="a", model=Stub(), tools=[careful])
+    waiting = await Runner.run(first, "the weather?", session=session_of(store))
+    state = await RunState.from_string(first, waiting.to_state().to_string())
+    [asked] = state.get_interruptions()
+    state.approve(asked)
+    result = await Runner.run(first, state, session=session_of(store))
+    assert result.final_output == "It is sunny in Üxküll."
+    kinds = [item.get("type", item.get("role")) for item in await session_of(store).get_items()]
+    assert kinds == ["user", "reasoning", "function_call", "function_call_output", "message"]
+
+
 async def test_sixteen_runs_at_once(store: ConversationStore) -> None:
     """On one session that none of them has met: nothing is lost, doubled or torn."""
     await say([session_of(store) for _ in range(4)], range(16))
@@ -264,6 +315,126 @@ async def test_pops_beside_additions(store: ConversationStore) -> None:
     popped = [end for end in ends if isinstance(end, dict)]
     there = await session.get_items()
     assert sorted(_text(item) for item in (*popped, *there)) == sorted(map(_text, added))
+
+
+# Compacted by the SDK -----------------------------------------------------------------------------
+
+
+class Compacting:
+    """Stands for OpenAI's compaction of a history; meanwhile something happens."""
+
+    def __init__(self, meanwhile: Callable[[], Awaitable[object]], **more: Any) -> None:
+        self.responses = self
+        self.meanwhile = meanwhile
+        self.summary = {"type": "compaction", "encrypted_content": "z", **more}
+
+    async def compact(self, **_: Any) -> Any:
+        """Answer."""
+        await self.meanwhile()
+        return SimpleNamespace(output=[self.summary], usage=None)
+
+
+def compacted(session: Session, client: Compacting) -> OpenAIResponsesCompactionSession:
+    """Return a session that is compacted from the third item on."""
+    return OpenAIResponsesCompactionSession(
+        "s",
+        session,
+        client=cast("Any", client),
+        compaction_mode="input",
+        should_trigger_compaction=lambda given: len(given["session_items"]) > 2,
+    )
+
+
+async def nothing() -> None:
+    """Do nothing."""
+
+
+async def ask(session: Session, *questions: str, **values: Any) -> None:
+    """Run a turn for each question."""
+    for question in questions:
+        await Runner.run(Agent(name="a", model=Stub("r_1")), question, session=session, **values)
+
+
+async def test_a_session_that_is_compacted(store: ConversationStore) -> None:
+    """A summary takes the place of what the model was shown, and the session goes on with it."""
+    session, client = session_of(store), Compacting(nothing)
+    await ask(compacted(session, client), "one", "two")
+    assert await session.get_items() == [client.summary]
+    await ask(compacted(session_of(store), client), "three")
+    assert await session.get_items() == [client.summary]
+
+
+@pytest.mark.parametrize("kind", ["ours", "theirs"])
+async def test_older_items_than_the_model_was_shown(
+    store: ConversationStore, kind: str, tmp_path: Path
+) -> None:
+    """Stay as they are: the SDK replaces what it showed alone, as in its own sessions."""
+    session: Session = session_of(store)
+    if kind == "theirs":
+        session = SQLiteSession("s", tmp_path / "sessions.db")
+    older: list[Any] = [{"role": "user", "content": str(number)} for number in range(9)]
+    await session.add_items(older)
+    client = Compacting(nothing)
+    run_config = RunConfig(session_settings=SessionSettings(limit=3))
+    await ask(compacted(session, client), "ten", run_config=run_config)
+    assert await session.get_items() == [*older[:-3], client.summary]
+
+
+async def test_what_others_add_while_a_session_is_compacted(store: ConversationStore) -> None:
+    """Is not lost: nothing is replaced then."""
+    session, other = session_of(store), session_of(store)
+    await ask(session, "one")
+    before = await session.get_items()
+    await ask(compacted(session, Compacting(lambda: other.add_items(ITEMS[:2]))), "two")
+    found = await session.get_items()
+    assert found[:2] == before
+    assert found[4:] == ITEMS[:2]
+    assert len(found) == 6
+
+
+async def test_a_compaction_that_cannot_be_stored(store: ConversationStore) -> None:
+    """Leaves each message where it is; it is one step, so no process ends between two."""
+    session = session_of(store)
+    await session.add_items(ITEMS[:3])
+    _, before = await stored(store)
+    with pytest.raises(InvalidMessage):
+        await compacted(session, Compacting(nothing, more="x" * 10_000_001)).run_compaction()
+    assert (await stored(store))[1] == before
+    await compacted(session, Compacting(nothing)).run_compaction({"force": True})
+    assert len(await session.get_items()) == 1
+
+
+async def test_an_encrypted_session_that_is_compacted(store: ConversationStore) -> None:
+    """A summary is encrypted, too; it takes with it what expired before."""
+    plain, client = session_of(store), Compacting(nothing)
+    session = EncryptedSession("s", compacted(plain, client), encryption_key="k" * 32, ttl=600)
+    old: Any = session._wrap(ITEMS[0])
+    payload = json.dumps(ITEMS[0]).encode()
+    old["payload"] = session.cipher.encrypt_at_time(payload, int(time.time()) - 1000).decode()
+    await plain.add_items([old] * 5)
+    await ask(session, "one", "two")
+    assert await session.get_items() == [client.summary]
+    _, messages = await stored(store)
+    [metadata] = [message.metadata for message in messages]
+    assert metadata is not None
+    assert metadata["openai_agents"].keys() == old.keys()
+
+
+class Upper(AgentsSession):
+    """Gives words in another form than it stores them in."""
+
+    async def get_items(self, limit: int | None = None) -> list[Any]:
+        """Return the items, in capitals."""
+        items: list[Any] = [*await super().get_items(limit)]
+        return [item | {"content": item["content"].upper()} for item in items]
+
+
+async def test_sessions_with_ways_of_their_own(store: ConversationStore) -> None:
+    """Are compacted by these alone."""
+    session = Upper("s", store=store, user_id="ada")
+    assert await session._get_compaction_snapshot(9) is None
+    assert not await session._atomic_replace_items([])
+    assert await session_of(store)._get_compaction_snapshot(9) is None
 
 
 # Other event loops ------------------------------------------------------------------------------
