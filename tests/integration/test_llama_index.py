@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -11,7 +12,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from guide_script import queries_of, run_script
+from guide_script import functions_of, queries_of, run_script
 from store_fixtures import draft, open_store, stored
 from watching import Watcher
 
@@ -39,6 +40,8 @@ from llama_index.core.llms.mock import MockFunctionCallingLLM
 from llama_index.core.memory import ChatMemoryBuffer, ChatSummaryMemoryBuffer, Memory
 from llama_index.core.storage.chat_store import SimpleChatStore
 from llama_index.core.storage.chat_store.base_db import MessageStatus
+from llama_index.core.tools import FunctionTool
+from llama_index.core.workflow import Context, HumanResponseEvent, InputRequiredEvent
 
 from conversation_store import (
     ConversationNotAcceptingMessages,
@@ -504,6 +507,55 @@ async def test_an_agent(store: ConversationStore) -> None:
     await second.run("and now?", memory=memory_of(store))
     assert shown == [5]
     assert len(await memory_of(store).aget_all()) == 6
+
+
+async def confirmed(ctx: Context, city: str) -> str:
+    """Ask a person."""
+    answered = await ctx.wait_for_event(
+        HumanResponseEvent,
+        waiter_event=InputRequiredEvent.model_validate({"prefix": "sure?"}),
+        waiter_id="w",
+    )
+    return f"{answered.response} in {city}"
+
+
+confirmed.__annotations__["ctx"] = Context  # LlamaIndex does not look up what a name means
+
+
+async def written_down(agent: FunctionAgent, memory: Memory) -> dict[str, Any]:
+    """Run an agent until it waits for a person, and return its context as JSON has it."""
+    running = agent.run("the weather?", memory=memory)
+    async for event in running.stream_events():
+        if isinstance(event, InputRequiredEvent):
+            break
+    context: dict[str, Any] = json.loads(json.dumps(running.ctx.to_dict()))
+    await running.cancel_run()
+    return context
+
+
+@pytest.mark.filterwarnings("ignore:Skipping serialization of known unserializable key")
+async def test_an_agent_that_goes_on_later(store: ConversationStore) -> None:
+    """Its context does not hold the memory; given again as the guide says, the turn is stored."""
+    names: dict[str, Any] = {}
+    exec("\n".join(functions_of("llama-index.md")), names)  # noqa: S102 - it is a document of ours
+    ask = FunctionTool.from_defaults(async_fn=confirmed, name="weather")
+    agent = FunctionAgent(tools=[ask], llm=model(), streaming=False)
+    context = await written_down(agent, memory_of(store))
+    assert texts_of(await memory_of(store).aget_all()) == ["the weather?"]
+    with pytest.raises(ValueError, match="memory"):
+        await lost(agent, context)
+    said_last = await names["go_on"](agent, context, memory_of(store), "rain")
+    assert str(said_last) == "It is rain in Üxküll."
+    roles = [message.role.value for message in await memory_of(store).aget_all()]
+    assert roles == ["user", "assistant", "tool", "assistant"]
+
+
+async def lost(agent: FunctionAgent, context: dict[str, Any]) -> None:
+    """Go on without the memory."""
+    running = agent.run(ctx=Context.from_dict(agent, context))
+    assert running.ctx is not None
+    running.ctx.send_event(HumanResponseEvent.model_validate({"response": "rain"}))
+    await running
 
 
 async def test_a_memory_that_overflows(store: ConversationStore) -> None:
