@@ -6,7 +6,9 @@ import asyncio
 import json
 import os
 import re
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -303,6 +305,63 @@ async def test_the_queries_of_the_guide(dsn: str, migrated: set[str]) -> None:
     with psycopg.connect(dsn) as connection:
         assert connection.execute(calls).fetchall() == [("note", 1)]
         assert connection.execute(users).fetchall() == [("ada", '["name"]')]
+
+
+SERVED = """
+import sys
+from google.adk.cli.fast_api import get_fast_api_app
+from starlette.testclient import TestClient
+
+app = get_fast_api_app(agents_dir=sys.argv[1], session_service_uri="conversations://", web=False)
+with TestClient(app) as client:
+    sessions = "/apps/birds/users/ada/sessions"
+    print(client.post(f"{sessions}/s", json={}).status_code)
+    print(client.post(sessions, json={"session_id": "s"}).status_code)
+    names = {"app_name": "birds", "user_id": "ada", "session_id": "s"}
+    question = {"role": "user", "parts": [{"text": "What is a heron?"}]}
+    [answer] = client.post("/run", json=names | {"new_message": question}).json()
+    print(answer["content"]["parts"][0]["text"])
+    print(client.patch(f"{sessions}/s", json={"state_delta": {"a": 1}}).json()["state"])
+    print([session["id"] for session in client.get(sessions).json()])
+"""
+AGENT = """
+from google.adk import Agent
+from google.adk.models import BaseLlm, LlmResponse
+from google.genai.types import ModelContent
+
+class Model(BaseLlm):
+    async def generate_content_async(self, llm_request, stream=False):
+        yield LlmResponse(content=ModelContent("A bird that stands still."))
+
+root_agent = Agent(name="guide", model=Model(model="stub"))
+"""
+
+
+async def test_under_the_server_of_adk(dsn: str, migrated: set[str], tmp_path: Path) -> None:
+    """It finds the service by the file that the guide shows, and the process ends by itself."""
+    source = (GUIDES / "google-adk.md").read_text("utf-8")
+    [services] = [each for each in re.findall(BLOCKS, source) if "get_service_registry" in each]
+    (tmp_path / "services.py").write_text(services)
+    (tmp_path / "birds").mkdir()
+    (tmp_path / "birds" / "__init__.py").write_text("from . import agent\n")
+    (tmp_path / "birds" / "agent.py").write_text(AGENT)
+    async with open_store(dsn, "operational", migrated) as store:
+        path = os.pathsep.join(filter(None, sys.path))
+        server = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", SERVED, str(tmp_path)),
+            env=os.environ | {"CONVERSATION_STORE_DSN": dsn, "PYTHONPATH": path},
+            stdout=asyncio.subprocess.PIPE,
+        )
+        told, _ = await server.communicate()
+        assert server.returncode == 0
+        assert told.decode().splitlines() == [
+            "200",
+            "409",
+            "A bird that stands still.",
+            "{'a': 1}",
+            "['s']",
+        ]
+        assert words(await got(store)) == ["What is a heron?", "A bird that stands still."]
 
 
 def test_the_script_of_the_guide(dsn: str, migrated: set[str]) -> None:
