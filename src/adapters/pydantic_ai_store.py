@@ -164,6 +164,7 @@ class _Log(Owner):
         if expected_revision is None:
             entries = await self._shared(record, entries) + entries
         drafts = _drafts_of(entries)
+        ConversationChanges(metadata=_with_record(None, record))  # refuses one that is too large
         while True:
             found = await self._found(record.conversation_id, expected_revision)
             changes = ConversationChanges(metadata=_with_record(found, record))
@@ -269,13 +270,13 @@ class _Log(Owner):
             del self._met[next(iter(self._met))]
 
 
-def _with_record(conversation: Conversation, record: ConversationRecord) -> JsonObject:
+def _with_record(conversation: Conversation | None, record: ConversationRecord) -> JsonObject:
     """Return the metadata of a conversation with a record, beside what else it holds.
 
     A record that is not the same in a metadata stands there as a text.
     """
     [plain] = cast("list[JsonObject]", _RECORDS.dump_python([record], mode="json"))
-    others = conversation.metadata or {}
+    others = (conversation and conversation.metadata) or {}
     with suppress(InvalidInput):
         metadata = ConversationChanges(metadata={**others, KEY: plain}).metadata
         if isinstance(metadata, dict) and metadata[KEY] == plain:

@@ -69,12 +69,14 @@ from pydantic_ai.usage import RequestUsage, RunUsage, UsageLimits
 from conversation_store import (
     ConversationNotAcceptingMessages,
     ConversationStore,
+    InvalidConversation,
     InvalidMessage,
     UnitOfWorkMisuse,
     append_messages,
     close_conversation,
     delete_conversation,
     find_conversation,
+    list_conversations,
     redact_message,
     update_conversation,
 )
@@ -617,6 +619,20 @@ async def test_a_record_that_a_metadata_cannot_hold(store: ConversationStore) ->
         loaded = await theirs.load(made.conversation_id)
         assert loaded is not None
         assert loaded.deferred_tool_requests == asked
+
+
+async def test_what_it_takes(store: ConversationStore) -> None:
+    """What is more than the guide says is refused, and leaves no conversation behind."""
+    theirs = PydanticAIStore(store=store, user_id="ada")
+    asked = DeferredToolRequests(approvals=[ToolCallPart("w", {"a": "x" * 1_000_000}, "t")])
+    too_large = TheirConversation(conversation_id="s", deferred_tool_requests=asked)
+    for made in (too_large, *(TheirConversation(conversation_id=name) for name in ("", "s" * 256))):
+        with pytest.raises(InvalidConversation):
+            await theirs.save(made)
+    with pytest.raises(InvalidMessage):
+        await theirs.save(TheirConversation(messages=[asking("x" * 10_000_001)]))
+    page = await list_conversations(store.unit_of_work(user_id="ada"))
+    assert page.conversations == []
 
 
 async def test_what_others_do_to_its_conversations(store: ConversationStore) -> None:
