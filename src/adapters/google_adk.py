@@ -25,7 +25,7 @@ from . import google_adk_sessions as sessions
 from .google_adk_layout import state_name
 from .google_adk_sessions import SessionName, StoredSession, check_user
 from .google_adk_states import SharedState
-from .store_thread import Store, StoreThread
+from .store_thread import Store, StoreThread, check_loop
 
 T = TypeVar("T")
 
@@ -158,4 +158,5 @@ class AdkSessionService(BaseSessionService):
         """Do work in the event loop of the store."""
         if isinstance(self._where, StoreThread):
             return await self._where.do(work(self._where.store))
+        check_loop(self._where)
         return await work(self._where)

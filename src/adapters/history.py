@@ -34,7 +34,7 @@ from ..service_layer.messages import (
 )
 from ..service_layer.unit_of_work import AsyncUnitOfWork
 from .pages import all_after, all_conversations, newest
-from .store_thread import Store, StoreThread
+from .store_thread import Store, StoreThread, check_loop
 
 T = TypeVar("T")
 
@@ -56,11 +56,19 @@ class Owner:
         self._source = source
 
     async def do(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do what a method of an heir returned."""
-        if not isinstance(self._where, StoreThread):
-            return await work
-        self._check_open(work)
-        return await self._where.do(work)
+        """Do what a method of an heir returned.
+
+        Raises: UnitOfWorkMisuse in another event loop than that of a store without a StoreThread.
+        """
+        if isinstance(self._where, StoreThread):
+            self._check_open(work)
+            return await self._where.do(work)
+        try:
+            check_loop(self._where)
+        except UnitOfWorkMisuse:
+            work.close()
+            raise
+        return await work
 
     def wait_for(self, work: Coroutine[Any, Any, T]) -> T:
         """Do the same for who has no event loop. Raises UnitOfWorkMisuse without a StoreThread."""

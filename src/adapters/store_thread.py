@@ -8,7 +8,8 @@ from collections.abc import Coroutine
 from concurrent.futures import Future, wait
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Final, Generic, Protocol, Self, TypeVar
+from weakref import WeakKeyDictionary
 
 from ..domain.errors import StoreClosed, UnitOfWorkMisuse
 from ..service_layer.unit_of_work import AsyncUnitOfWork
@@ -22,6 +23,27 @@ class Store(Protocol):
     def unit_of_work(self, *, user_id: str | None = None) -> AsyncUnitOfWork:
         """Return a unit of work that acts for one user."""
         ...
+
+
+_LOOPS: Final[WeakKeyDictionary[Store, asyncio.AbstractEventLoop]] = WeakKeyDictionary()
+"""The event loop in which a framework uses a store that is in no thread."""
+
+
+def check_loop(store: Store) -> None:
+    """See that a store is used in one event loop, as long as that is there.
+
+    Who lends its connections to another waits there for what happens here, perhaps for ever.
+
+    Raises: UnitOfWorkMisuse.
+    """
+    here = asyncio.get_running_loop()
+    known = _LOOPS.setdefault(store, here)
+    if known is here:
+        return
+    if not known.is_closed():
+        reason = "the store is in use in another event loop: put it in a StoreThread"
+        raise UnitOfWorkMisuse(reason=reason)
+    _LOOPS[store] = here
 
 
 class StoreThread:

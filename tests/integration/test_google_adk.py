@@ -820,6 +820,15 @@ async def test_row_security_keeps_apps_from_having_state(dsn: str, migrated: set
             assert len((await service.list_sessions(**BIRDS)).sessions) == 2
 
 
+async def test_another_event_loop_needs_a_thread(store: ConversationStore) -> None:
+    """Such as the one that a runner makes for a call that is not async."""
+    service = AdkSessionService(store)
+    await service.create_session(**BIRDS, session_id="s")
+    for call in (service.get_session(**BIRDS, session_id="s"), service.list_sessions(**BIRDS)):
+        with pytest.raises(UnitOfWorkMisuse, match="StoreThread"):
+            await asyncio.to_thread(asyncio.run, call)
+
+
 def test_several_event_loops(dsn: str, migrated: set[str]) -> None:
     """A store in a thread of its own serves them all, one after the other and at once."""
 

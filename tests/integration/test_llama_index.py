@@ -652,6 +652,22 @@ async def test_calls_that_are_not_async_need_a_thread(store: ConversationStore) 
             call()
 
 
+async def test_another_event_loop_needs_a_thread(store: ConversationStore) -> None:
+    """A Memory makes one for calls that are not async; it would wait for this one for ever."""
+    memory = memory_of(store)
+    await memory.aput(ChatMessage("one"))
+    for call in (
+        lambda: memory.put(ChatMessage("two")),
+        memory.get,
+        lambda: memory_of(store, chat_history=said("two")),
+    ):
+        with pytest.raises(UnitOfWorkMisuse, match="StoreThread"):
+            call()
+        with pytest.raises(UnitOfWorkMisuse, match="StoreThread"):
+            await asyncio.to_thread(call)
+    assert texts_of(await memory.aget_all()) == ["one"]
+
+
 @pytest.mark.usefixtures("postgres")
 def test_without_an_event_loop(dsn: str) -> None:
     """A store in a thread of its own serves memories of each kind, and event loops beside them."""

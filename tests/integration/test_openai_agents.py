@@ -42,6 +42,7 @@ from conversation_store import (
     ConversationStore,
     InvalidMessage,
     StoreClosed,
+    UnitOfWorkMisuse,
     append_messages,
     close_conversation,
     delete_conversation,
@@ -467,6 +468,18 @@ def test_run_sync_and_several_loops(dsn: str, migrated: set[str]) -> None:
         assert len(said) == 12
     with pytest.raises(StoreClosed):
         asyncio.run(_items(session))
+
+
+async def test_another_event_loop_needs_a_thread(store: ConversationStore) -> None:
+    """As long as the first is there; then the next may use what is left of the store."""
+    session = session_of(store)
+    with closing(asyncio.new_event_loop()) as other:
+        await asyncio.to_thread(other.run_until_complete, session.add_items(ITEMS[:1]))
+        with pytest.raises(UnitOfWorkMisuse, match="StoreThread"):
+            await session.get_items()
+    assert await session.get_items() == ITEMS[:1]
+    with pytest.raises(UnitOfWorkMisuse, match="StoreThread"):
+        await asyncio.to_thread(asyncio.run, _items(session))
 
 
 async def _run(session: Session, text: str) -> None:
