@@ -12,7 +12,9 @@ import psycopg
 import pytest
 from attrs import define
 from histories import whole_history
+from patience import LONG, wait_for_the_server
 from psycopg.conninfo import make_conninfo
+from server_waits import until_the_server_waits
 from store_fixtures import draft, open_store, turn
 from wire_proxy import WireCount, WireProxy
 
@@ -31,6 +33,7 @@ from conversation_store import (
     close_conversation,
     start_conversation,
 )
+from conversation_store.adapters.postgres import group_commit
 from conversation_store.adapters.postgres.flush import MOST_CHARACTERS, MOST_TURNS, Seat
 from conversation_store.adapters.postgres.group_commit import MOST_AWAY, GroupCommit
 
@@ -271,14 +274,16 @@ async def test_turns_that_a_flush_passed_over_stay_before_those_that_came_later(
 ) -> None:
     """What waits for its conversation is stored in the order in which it came."""
     chat, texts = crowd.chats[0], crowd.adapter._texts
-    texts.append_together += b", (SELECT pg_sleep(0.2)) AS slow"
-    async with crowd.locked(chat):
+    texts.append_together += b", (SELECT pg_advisory_xact_lock_shared(7)) AS slow"
+    async with crowd.locked(chat), await psycopg.AsyncConnection.connect(crowd.dsn) as brake:
+        await brake.execute("SELECT pg_advisory_xact_lock(7)")
         others = [crowd.send(crowd.chats[1]), crowd.send(crowd.chats[2])]
         sent = [crowd.send(chat, turn(n)) for n in range(4)]
-        await asyncio.sleep(0.1)
+        await until_the_server_waits(crowd.dsn)
         assert not others[1].task.done()
         sent += [crowd.send(chat, turn(n)) for n in range(4, 7)]
-        await asyncio.sleep(0.2)
+        await brake.rollback()
+        await others[1].task
     ends = await ends_of(sent)
     assert [messages[0].position for messages in ends] == [1, 3, 5, 7, 9, 11, 13]
     await ends_of(others)
@@ -304,7 +309,7 @@ async def test_who_waits_costs_nothing(crowd: Crowd, monkeypatch: pytest.MonkeyP
 
 async def test_waits_for_a_lock_do_not_add_up(dsn: str, migrated: set[str]) -> None:
     """Those that wait behind a turn fail with it, each by its own error; later ones do not."""
-    async with crowd_of(dsn, migrated, settings="-c lock_timeout=300") as crowd:
+    async with crowd_of(dsn, migrated, settings="-c lock_timeout=1000") as crowd:
         chat = crowd.chats[0]
         with crowd.count() as wire:
             async with crowd.locked(chat):
@@ -355,11 +360,11 @@ async def test_a_statement_refused_as_a_whole_fails_nobody(
     dsn: str, migrated: set[str], how: str
 ) -> None:
     """Its turns are then sent alone, and each gets its own answer."""
-    settings = "-c statement_timeout=200" if how == "timeout" else ""
+    settings = "-c statement_timeout=1000" if how == "timeout" else ""
     async with crowd_of(dsn, migrated, settings=settings) as crowd:
         texts, spoilt = crowd.adapter._texts, b"1 / (turn - turn)"
         if how == "timeout":
-            spoilt = b"(SELECT 1 FROM pg_sleep(1))"
+            spoilt = b"(SELECT 1 FROM pg_sleep(20))"
         texts.append_together = texts.append_together.replace(
             b"SELECT turn, base", b"SELECT " + spoilt + b", base"
         )
@@ -405,7 +410,7 @@ async def test_without_a_connection_each_has_its_own_timeout(
     dsn: str, migrated: set[str], many: int
 ) -> None:
     """However many wait, none waits for the sum of the timeouts of those before it."""
-    async with crowd_of(dsn, migrated, min_size=1, max_size=1, timeout=0.3) as crowd:
+    async with crowd_of(dsn, migrated, min_size=1, max_size=1, timeout=1) as crowd:
         pool = crowd.adapter._pool
         with crowd.count() as wire:
             async with pool.connection():
@@ -459,7 +464,7 @@ async def test_nothing_is_sent_for_who_was_cancelled_before_there_was_a_connecti
     """A flush that waits for a connection carries who is still there when it comes, at once."""
     async with crowd_of(dsn, migrated, min_size=1, max_size=1) as crowd:
         with crowd.count() as wire:
-            async with crowd.adapter._pool.connection(), asyncio.timeout(0.5):
+            async with crowd.adapter._pool.connection(), asyncio.timeout(5):
                 sent = [crowd.send(chat) for chat in crowd.chats]
                 await asyncio.sleep(0.05)
                 gone = sent[1:] if all_of_them else sent[2:4]
@@ -473,8 +478,11 @@ async def test_nothing_is_sent_for_who_was_cancelled_before_there_was_a_connecti
         assert await stored(crowd) == 2 * (len(sent) - len(gone))
 
 
-async def test_who_is_cancelled_while_a_flush_is_away_takes_no_other_along(crowd: Crowd) -> None:
+async def test_who_is_cancelled_while_a_flush_is_away_takes_no_other_along(
+    crowd: Crowd, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It waits a moment for the answer, which tells its outcome; the others get theirs."""
+    monkeypatch.setattr(group_commit, "COMMIT_GRACE", LONG)  # a moment of a busy machine
     async with crowd.locked():
         sent = [crowd.send(chat) for chat in crowd.chats]
         await crowd.waiting_backends()
@@ -486,8 +494,11 @@ async def test_who_is_cancelled_while_a_flush_is_away_takes_no_other_along(crowd
     assert await stored(crowd) == 2 * len(sent)
 
 
-async def test_a_flush_whose_callers_are_all_gone_is_ended(dsn: str, migrated: set[str]) -> None:
+async def test_a_flush_whose_callers_are_all_gone_is_ended(
+    dsn: str, migrated: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing of it is stored, and its connection goes on working."""
+    wait_for_the_server(monkeypatch)
     async with crowd_of(dsn, migrated, min_size=2, max_size=2) as crowd:
         with crowd.count():
             async with crowd.locked():

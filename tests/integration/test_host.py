@@ -8,9 +8,11 @@ from typing import Any
 
 import psycopg
 import pytest
+from patience import LONG
 from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
+from server_waits import until_the_server_waits
 from store_fixtures import draft, turn
 
 from conversation_store import (
@@ -28,6 +30,7 @@ from conversation_store import (
     latest_messages,
     start_conversation,
 )
+from conversation_store.adapters.postgres import commit
 
 
 class HostError(Exception):
@@ -530,55 +533,65 @@ async def test_isolation_is_read_committed_whatever_the_database_says(
 
 
 @pytest.fixture
-async def slow_orders(dsn: str) -> AsyncIterator[None]:
-    """Give the host a table whose rows take as many seconds to commit as they say; -1 fails."""
+async def clerk(dsn: str) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+    """Give the host a table whose rows wait at COMMIT for a lock that this can hold; -1 fails."""
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
-        await connection.execute("CREATE TABLE slow_orders (seconds float)")
+        await connection.execute("CREATE TABLE orders (number int)")
         await connection.execute(
-            "CREATE FUNCTION slow_order() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
-            "IF NEW.seconds < 0 THEN RAISE EXCEPTION 'no'; END IF; "
-            "PERFORM pg_sleep(NEW.seconds); RETURN NULL; END $$"
+            "CREATE FUNCTION take_order() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+            "IF NEW.number < 0 THEN RAISE EXCEPTION 'no'; END IF; "
+            "PERFORM pg_advisory_xact_lock(NEW.number); RETURN NULL; END $$"
         )
         await connection.execute(
-            "CREATE CONSTRAINT TRIGGER slow_order AFTER INSERT ON slow_orders "
-            "DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION slow_order()"
+            "CREATE CONSTRAINT TRIGGER take_order AFTER INSERT ON orders "
+            "DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION take_order()"
         )
-        yield
-        await connection.execute("DROP TABLE slow_orders")
-        await connection.execute("DROP FUNCTION slow_order")
+        yield connection
+        await connection.execute("DROP TABLE orders")
+        await connection.execute("DROP FUNCTION take_order")
 
 
-async def commit_slowly(uow: Any, seconds: float) -> None:
-    """Run a unit whose COMMIT takes so long."""
+async def commit_an_order(uow: Any, number: int) -> None:
+    """Run a unit whose COMMIT waits for the lock of this number."""
     async with uow:
         await start_conversation(uow, user_id="u", session_id="s")
         connection = await uow.connection()
-        await connection.execute("INSERT INTO slow_orders VALUES (%s)", (seconds,))
+        await connection.execute("INSERT INTO orders VALUES (%s)", (number,))
 
 
-@pytest.mark.usefixtures("slow_orders")
-@pytest.mark.parametrize(("seconds", "outcome"), [(0.3, Outcome.COMMITTED), (4, Outcome.UNKNOWN)])
+@pytest.mark.parametrize("outcome", [Outcome.COMMITTED, Outcome.UNKNOWN])
 async def test_cancelled_while_it_commits_a_unit_waits_a_moment_to_know(
-    postgres: ConversationStore, seconds: float, outcome: Outcome
+    postgres: ConversationStore,
+    clerk: psycopg.AsyncConnection[Any],
+    dsn: str,
+    monkeypatch: pytest.MonkeyPatch,
+    outcome: Outcome,
 ) -> None:
-    """In a fifth of a second the end of the COMMIT is learnt; then it is unknown, and cut off."""
+    """In a moment the end of the COMMIT is learnt; then it is unknown, and cut off."""
+    if outcome is Outcome.COMMITTED:
+        monkeypatch.setattr(commit, "COMMIT_GRACE", LONG)  # a moment of a busy machine
     uow = postgres.unit_of_work()
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.2):
-            await commit_slowly(uow, seconds)
+    await clerk.execute("SELECT pg_advisory_lock(1)")
+    committing = asyncio.create_task(commit_an_order(uow, 1))
+    await until_the_server_waits(dsn)
+    committing.cancel()
+    if outcome is Outcome.COMMITTED:
+        await clerk.execute("SELECT pg_advisory_unlock(1)")
+    with pytest.raises(asyncio.CancelledError):
+        await committing
     assert uow.outcome is outcome
     assert await exists(postgres, "s") is (outcome is Outcome.COMMITTED)
     await postgres.ping()
 
 
-@pytest.mark.usefixtures("slow_orders")
+@pytest.mark.usefixtures("clerk")
 async def test_a_commit_that_the_server_refuses_stores_nothing(
     postgres: ConversationStore,
 ) -> None:
     """An error of a deferred constraint of the host's comes with the COMMIT: rolled back."""
     uow = postgres.unit_of_work()
     with pytest.raises(StoreError) as caught:
-        await commit_slowly(uow, -1)
+        await commit_an_order(uow, -1)
     assert caught.value.sqlstate == "P0001"
     assert uow.outcome is Outcome.ROLLED_BACK
     assert not await exists(postgres, "s")
