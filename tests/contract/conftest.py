@@ -117,7 +117,7 @@ async def store(request: pytest.FixtureRequest) -> AsyncIterator[Any]:
 async def shared_store(request: pytest.FixtureRequest) -> AsyncIterator[ConversationStore]:
     """Give an empty store of each kind that several units of work use at a time."""
     if request.param == "memory":
-        async with ConversationStore.in_memory(lock_timeout=1.0) as opened:
+        async with ConversationStore.in_memory(lock_timeout=2.0) as opened:
             yield opened
         return
     dsn = request.getfixturevalue("dsn")

@@ -38,6 +38,8 @@ from conversation_store import (
 )
 
 Act = Callable[[AsyncUnitOfWork], Awaitable[Any]]
+SENT = 0.5
+"""Seconds in which what is to wait for a lock has begun to, on a busy machine as well."""
 
 
 async def start(store: ConversationStore, session: str = "s") -> int:
@@ -703,7 +705,7 @@ async def test_a_skipped_record_locks_nothing(shared_store: ConversationStore) -
         assert receipt.skipped == 1
 
     async with Held(shared_store, importing):
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(10):  # who waits for a lock has an error before
             await delete_conversation(shared_store.unit_of_work(), conversation_id=conversation)
 
 
@@ -737,7 +739,7 @@ async def test_an_inner_block_that_timed_out_leaves_the_outer_whole(
         for impatient in (True, False):
             async with shared_store.unit_of_work() as uow:
                 with pytest.raises((TimeoutError, StoreTimeout)):
-                    async with asyncio.timeout(0.05 if impatient else 10):
+                    async with asyncio.timeout(SENT if impatient else 10):
                         await append_messages(uow, conversation_id=busy, drafts=turn(1))
                 await append_messages(uow, conversation_id=free, drafts=turn(2))
             assert uow.outcome is Outcome.COMMITTED

@@ -69,7 +69,7 @@ async def test_an_import_that_waits_for_a_session_holds_no_later_one(
             )
         )
         assert await waits(importing)
-        async with asyncio.timeout(0.5):
+        async with asyncio.timeout(10):  # who waits for a lock has an error before
             await start(shared_store, "b")
             await start_conversation(uow, user_id="u", session_id="c")
     assert await importing == ImportReceipt(skipped=3)
@@ -102,7 +102,7 @@ async def test_a_start_does_not_wait_for_who_only_locks_the_conversation(
             close_conversation(shared_store.unit_of_work(), conversation_id=conversation)
         )
         assert await waits(closing)
-        async with asyncio.timeout(0.5):
+        async with asyncio.timeout(10):  # who waits for a lock has an error before
             with pytest.raises(DuplicateSession):
                 await start(shared_store, "s")
     await closing

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from typing import Any
 
 import pytest
@@ -141,7 +141,7 @@ async def test_an_export_may_be_stopped(store: Any, how: str, inside: bool) -> N
     await load(store, *range(1200))
     uow = store.unit_of_work()
 
-    async def consume() -> None:
+    async def consume(limit: asyncio.Timeout) -> None:
         records = export_conversations(uow)
         async for _ in records:
             if how == "break":
@@ -151,20 +151,18 @@ async def test_an_export_may_be_stopped(store: Any, how: str, inside: bool) -> N
                 return
             if how == "exception":
                 raise ZeroDivisionError
-            await asyncio.sleep(10 if how == "cancelled" else 0)
+            if how == "cancelled":
+                limit.reschedule(asyncio.get_running_loop().time())
+                await asyncio.sleep(60)
+            await asyncio.sleep(0)
             del records
             return
 
     async def run() -> None:
-        if how == "cancelled":
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.05):
-                    await consume()
-        elif how == "exception":
-            with pytest.raises(ZeroDivisionError):
-                await consume()
-        else:
-            await consume()
+        raised = {"cancelled": TimeoutError, "exception": ZeroDivisionError}.get(how)
+        with pytest.raises(raised) if raised else nullcontext():
+            async with asyncio.timeout(None) as limit:
+                await consume(limit)
         gc.collect()
         await asyncio.sleep(0.01)  # the event loop closes what was abandoned, in a task of its own
 
