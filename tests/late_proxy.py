@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from asyncio import StreamReader, StreamWriter
 from contextlib import suppress
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from wire_proxy import ANSWERED_BY_READY_FOR_QUERY, Message
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 QUIET = 0.03
 """Seconds without a byte after which a message is taken to be whole."""
@@ -68,11 +73,11 @@ class LateProxy:
         assert self._kept is not None
         data, reader, writer = self._kept
         writer.write(data)
-        with suppress(TimeoutError):
-            while True:
-                async with asyncio.timeout(QUIET):
-                    if not await reader.read(65_536):
-                        break
+        owed = sum(kind in ANSWERED_BY_READY_FOR_QUERY for kind in _kinds(data))
+        with suppress(asyncio.IncompleteReadError):  # it ended the connection: that is its answer
+            async with asyncio.timeout(10):
+                while owed:
+                    owed -= (await Message.read(reader)).kind == b"Z"  # ReadyForQuery
         writer.close()
         self._kept = None
 
@@ -139,3 +144,11 @@ class LateProxy:
                                 return
                 return
             writer.write(data)
+
+
+def _kinds(data: bytes) -> Iterator[bytes]:
+    """Give the kinds of the messages that a client sent."""
+    while data:
+        (length,) = struct.unpack_from("!i", data, 1)
+        yield data[:1]
+        data = data[1 + length :]
