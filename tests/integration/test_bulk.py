@@ -16,6 +16,7 @@ from typing import Any
 import psycopg
 import pytest
 from interruption import Moments
+from server_waits import until_the_server_waits
 from store_fixtures import draft, open_store
 from wire_proxy import WireProxy
 
@@ -124,7 +125,7 @@ async def test_a_session_that_another_is_just_storing(
         task = asyncio.create_task(
             import_conversations(uow, records=records(100), on_duplicate=on_duplicate)
         )
-        await asyncio.sleep(0.3)
+        await until_the_server_waits(dsn)
         assert not task.done()
         await (rival.commit() if end == "commit" else rival.rollback())
         [ended] = await asyncio.gather(task, return_exceptions=True)
@@ -303,8 +304,7 @@ async def test_an_import_lost_before_its_commit_stores_nothing_of_the_batch(
     async with await psycopg.AsyncConnection.connect(dsn) as rival:
         await rival.execute(SEED.replace("s-00050", "s-01050"))
         task = asyncio.create_task(import_conversations(uow, records=records(1500)))
-        await asyncio.sleep(1)
-        assert not task.done()
+        await until_the_server_waits(dsn)
         await terminate(dsn)
         with pytest.raises(StoreUnavailable) as caught:
             await task

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 from psycopg import generators
+from server_waits import until_the_server_waits
 from wire_proxy import WireProxy
 
 if TYPE_CHECKING:
@@ -178,10 +179,10 @@ async def test_large_values_pass_unchanged(conn: Connection) -> None:
     assert await cursor.fetchone() == (text,)
 
 
-async def test_cancelling_goes_through(conn: Connection) -> None:
+async def test_cancelling_goes_through(conn: Connection, dsn: str) -> None:
     """A request to cancel reaches the server, on the connection of its own that it comes by."""
     sleeping = asyncio.create_task(conn.execute("SELECT pg_sleep(60)"))
-    await asyncio.sleep(0.2)
+    await until_the_server_waits(dsn)
     await conn.cancel_safe()
     with pytest.raises(psycopg.errors.QueryCanceled):
         await sleeping
