@@ -14,6 +14,8 @@ from wire_proxy import ANSWERED_BY_READY_FOR_QUERY, Message
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+READY = b"Z\0\0\0\5I"
+"""ReadyForQuery of a server that has no transaction open."""
 QUIET = 0.03
 """Seconds without a byte after which a message is taken to be whole."""
 
@@ -21,7 +23,8 @@ QUIET = 0.03
 class LateProxy:
     """A server on 127.0.0.1 that passes everything on to the real one, until it is told not to.
 
-    What it is told hits one connection, the next that is used; those opened later work.
+    What it is told hits one connection, the next that a statement is sent on; others work, also
+    those that are opened meanwhile, as a pool does whenever it likes.
     """
 
     dsn: str
@@ -36,6 +39,8 @@ class LateProxy:
         self._clients: set[StreamWriter] = set()
         self._owing: set[StreamReader] = set()
         """Of servers that are at work; they are not to notice that nobody waits for it."""
+        self._open: set[StreamReader] = set()
+        """Of servers that have let their client in."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._servers: list[StreamWriter] = []
 
@@ -106,6 +111,7 @@ class LateProxy:
             await asyncio.wait([to_server, to_client], return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._clients.discard(writer)
+            self._open.discard(server_reader)
             writer.close()
             is_kept = self._kept is not None and self._kept[2] is server_writer
             for pump in (to_server, to_client):
@@ -121,7 +127,7 @@ class LateProxy:
         self, reader: StreamReader, server_reader: StreamReader, server_writer: StreamWriter
     ) -> None:
         while data := await reader.read(65_536):
-            if self._keeps:
+            if self._keeps and server_reader in self._open:
                 self._keeps = False
                 with suppress(TimeoutError):
                     while True:
@@ -135,7 +141,7 @@ class LateProxy:
     async def _to_client(self, server_reader: StreamReader, writer: StreamWriter) -> None:
         while data := await server_reader.read(65_536):
             self._owing.discard(server_reader)
-            if self._loses:
+            if self._loses and server_reader in self._open:
                 self._loses = False
                 with suppress(TimeoutError):
                     while True:
@@ -143,6 +149,8 @@ class LateProxy:
                             if not await server_reader.read(65_536):
                                 return
                 return
+            if data.endswith(READY):
+                self._open.add(server_reader)
             writer.write(data)
 
 
