@@ -424,7 +424,7 @@ async def test_cleaning_up_has_a_limit_of_its_own(
 
     async with world(dsn, migrated, "cleaning") as made:
         uow = made.store.unit_of_work()
-        async with asyncio.timeout(0.2 + PROMISED):
+        async with asyncio.timeout(10), within(0.2 + PROMISED):
             if how == "rolled back":
                 await unit(uow, made)
             else:
@@ -497,8 +497,8 @@ async def test_who_shares_a_flush_is_not_hurt_by_who_leaves_it(
                 assert len(await call) == 2
 
         tasks = [asyncio.create_task(one(number)) for number in range(6)]
-        await asyncio.sleep(DEADLINE + PROMISED)
-        assert [task.done() for task in tasks].count(False) <= 6 - cancelled
+        await asyncio.wait(tasks[:cancelled], timeout=10)
+        assert all(task.done() for task in tasks[:cancelled])
         await made.settle()
         async with asyncio.timeout(5):
             await asyncio.gather(*tasks)

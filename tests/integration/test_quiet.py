@@ -216,7 +216,7 @@ async def _in_unit(store: ConversationStore, work: Any) -> None:
 @pytest.mark.parametrize("how", ["cancelled", "timed out", "too long", "cut", "killed"])
 async def test_an_interruption_is_quiet(dsn: str, how: str) -> None:
     """A call that is cancelled, times out, or loses its connection or server, tells no word."""
-    limits = {"options": "-c statement_timeout=400ms"} if how == "too long" else {}
+    limits = {"options": "-c statement_timeout=1500ms"} if how == "too long" else {}
     async with (
         WireProxy(dsn) as proxy,
         quiet_store(dsn, through=make_conninfo(proxy.dsn, **limits), max_size=60) as store,

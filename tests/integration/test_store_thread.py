@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import psycopg
 import pytest
@@ -184,17 +185,21 @@ def test_who_is_cancelled_goes_on_when_the_work_has_ended(thread: StoreThread) -
         with pytest.raises(asyncio.CancelledError):
             await task
 
+    async def time_out() -> None:
+        slow.began.clear()
+        async with asyncio.timeout(None) as limit, asyncio.TaskGroup() as others:
+            others.create_task(end(limit))
+            await thread.do(slow.work())
+
+    async def end(limit: asyncio.Timeout) -> None:
+        await asyncio.to_thread(slow.began.wait)
+        limit.reschedule(asyncio.get_running_loop().time())
+
     asyncio.run(cancel(1))
     assert slow.ended == 1
     with pytest.raises(TimeoutError):
-        asyncio.run(within(0.1, thread.do(slow.work())))
+        asyncio.run(time_out())
     assert slow.ended == 2
-
-
-async def within(seconds: float, work: Coroutine[Any, Any, object]) -> None:
-    """Do work for a time."""
-    async with asyncio.timeout(seconds):
-        await work
 
 
 def test_who_is_interrupted_goes_on_when_the_work_has_ended(thread: StoreThread) -> None:
@@ -204,8 +209,14 @@ def test_who_is_interrupted_goes_on_when_the_work_has_ended(thread: StoreThread)
         raise KeyboardInterrupt
 
     slow = Slow()
+
+    def alarm() -> None:
+        slow.began.wait()
+        threading.Event().wait(0.1)  # for who waits for it
+        os.kill(os.getpid(), signal.SIGALRM)
+
     before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    threading.Thread(target=alarm).start()
     try:
         with pytest.raises(KeyboardInterrupt):
             thread.wait_for(slow.work())
