@@ -14,6 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 from guide_script import GUIDES, run_script
+from psycopg.conninfo import make_conninfo
 from store_fixtures import open_store
 
 if "CONVERSATION_STORE_CI" not in os.environ:
@@ -55,7 +56,9 @@ async def store(request: pytest.FixtureRequest) -> AsyncIterator[ConversationSto
             yield opened
         return
     dsn, migrated = (request.getfixturevalue(name) for name in ("dsn", "migrated"))
-    async with open_store(dsn, "operational", migrated) as opened:
+    # All sixteen wait for one row, one after the other: on a busy machine for some seconds.
+    through = make_conninfo(dsn, options="-c lock_timeout=30s")
+    async with open_store(dsn, "operational", migrated, through=through) as opened:
         yield opened
 
 
