@@ -6,8 +6,11 @@ A fixed time would be right for one machine alone.
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import psycopg
+
+from conversation_store import ConversationStore
 
 _WAITING = """
     SELECT FROM pg_stat_activity WHERE datname = current_database()
@@ -23,3 +26,18 @@ async def until_the_server_waits(dsn: str, *, count: int = 1) -> None:
     ):
         while (await watcher.execute(_WAITING)).rowcount < count:
             await asyncio.sleep(0.01)
+
+
+async def is_waiting(store: ConversationStore, task: asyncio.Task[Any]) -> bool:
+    """Return whether a task goes on waiting; on a server, once that has something wait for a lock.
+
+    What was not sent yet, because the machine is busy, seems to wait, too.
+    """
+    await asyncio.wait([task], timeout=0.15)
+    dsn = getattr(store._adapter, "_dsn", None)
+    if dsn is not None and not task.done():
+        watching = asyncio.create_task(until_the_server_waits(dsn))
+        await asyncio.wait([task, watching], timeout=1, return_when=asyncio.FIRST_COMPLETED)
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+    return not task.done()

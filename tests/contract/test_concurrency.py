@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import pytest
 from histories import check_history, whole_history
+from server_waits import is_waiting
 from store_fixtures import draft, turn
 
 from conversation_store import (
@@ -85,12 +86,6 @@ class Held:
         await self._task
 
 
-async def waits(task: asyncio.Task[Any]) -> bool:
-    """Return whether a task still waits after a while."""
-    await asyncio.wait([task], timeout=0.15)
-    return not task.done()
-
-
 def appending(conversation_id: int, *drafts: Any) -> Act:
     """Return what appends messages."""
 
@@ -114,7 +109,7 @@ async def test_a_write_waits_for_the_unit_that_wrote_before(
                 shared_store.unit_of_work(), conversation_id=conversation, drafts=turn(2)
             )
         )
-        assert await waits(task)
+        assert await is_waiting(shared_store, task)
         await held.end()
         messages = await task
     assert [message.position for message in messages] == [3, 4]
@@ -131,7 +126,7 @@ async def test_a_write_takes_the_place_of_one_rolled_back(
                 shared_store.unit_of_work(), conversation_id=conversation, drafts=turn(2)
             )
         )
-        assert await waits(task)
+        assert await is_waiting(shared_store, task)
         await held.end(keep=False)
         messages = await task
     assert [message.position for message in messages] == [1, 2]
@@ -211,7 +206,7 @@ async def test_a_cancelled_wait_leaves_the_others_in_order(
                     append_messages(uow, conversation_id=conversation, drafts=[draft(str(number))])
                 )
             )
-            assert await waits(tasks[-1])
+            assert await is_waiting(shared_store, tasks[-1])
         tasks[1].cancel()
         with pytest.raises(asyncio.CancelledError):
             await tasks[1]
@@ -236,7 +231,7 @@ async def test_who_ends_a_unit_may_write_again_at_once(
                     drafts=[draft("waited")],
                 )
             )
-            assert await waits(task)
+            assert await is_waiting(shared_store, task)
         await append_messages(
             shared_store.unit_of_work(), conversation_id=conversation, drafts=[draft("again")]
         )
@@ -301,7 +296,7 @@ async def raced(
 
     async with Held(store, act) as held:
         task = asyncio.create_task(contend())
-        await waits(task)
+        await is_waiting(store, task)
         await held.end(keep=keep)
         try:
             await task
@@ -529,7 +524,7 @@ async def test_another_start_with_a_request_waits_for_who_holds_the_conversation
     for keep in (True, False):
         async with Held(shared_store, closing(conversation)) as held:
             contending = asyncio.create_task(contend(shared_store, starting()))
-            assert await waits(contending)
+            assert await is_waiting(shared_store, contending)
             await held.end(keep=keep)
             assert isinstance(await contending, DuplicateSession)
 
@@ -549,11 +544,11 @@ async def test_who_waits_for_a_start_that_an_inner_block_undoes(
                 NewConversation(user_id="u", session_id="new"), turn(1), request_id=request_id
             )
             contending = asyncio.create_task(contend(shared_store, starting(2, "other")))
-            assert await waits(contending)
+            assert await is_waiting(shared_store, contending)
             await uow.rollback()
-        assert await waits(contending) is (request_id is not None)
+        assert await is_waiting(shared_store, contending) is (request_id is not None)
         late = asyncio.create_task(contend(shared_store, starting(2, "other")))
-        assert not await waits(late)
+        assert not await is_waiting(shared_store, late)
     conversation, messages = await contending
     assert (await late) == (conversation, messages)
     assert await count(shared_store, conversation.id) == 2
@@ -686,7 +681,7 @@ async def test_a_start_that_waits_holds_nothing(shared_store: ConversationStore)
     async with shared_store.unit_of_work() as uow:
         await uow.messages.append(conversation, turn(1))
         task = asyncio.create_task(starting())
-        assert await waits(task)
+        assert await is_waiting(shared_store, task)
         await uow.conversations.remove(conversation)
         again, _ = await uow.conversations.add(NewConversation(user_id="u", session_id="s"))
     with pytest.raises(DuplicateSession):

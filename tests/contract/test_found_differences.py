@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from server_waits import is_waiting
 from store_fixtures import draft, turn
 
 from conversation_store import (
@@ -35,12 +36,6 @@ async def start(store: Any, session: str) -> int:
     return conversation.id
 
 
-async def waits(task: asyncio.Task[Any]) -> bool:
-    """Return whether a task still waits after a while."""
-    await asyncio.wait([task], timeout=0.15)
-    return not task.done()
-
-
 async def test_records_of_a_batch_that_have_no_times_take_the_same(store: Any) -> None:
     """The store's clock is read once a batch."""
     records = [record("b"), record("a"), record("c")]
@@ -68,7 +63,7 @@ async def test_an_import_that_waits_for_a_session_holds_no_later_one(
                 on_duplicate="skip",
             )
         )
-        assert await waits(importing)
+        assert await is_waiting(shared_store, importing)
         async with asyncio.timeout(10):  # who waits for a lock has an error before
             await start(shared_store, "b")
             await start_conversation(uow, user_id="u", session_id="c")
@@ -85,7 +80,7 @@ async def test_an_import_goes_on_where_another_rolled_back(
         importing = asyncio.create_task(
             import_conversations(shared_store.unit_of_work(), records=[record("b"), record("a")])
         )
-        assert await waits(importing)
+        assert await is_waiting(shared_store, importing)
         await uow.rollback()
     assert await importing == ImportReceipt(conversations=2, messages=2)
 
@@ -101,7 +96,7 @@ async def test_a_start_does_not_wait_for_who_only_locks_the_conversation(
         closing = asyncio.create_task(
             close_conversation(shared_store.unit_of_work(), conversation_id=conversation)
         )
-        assert await waits(closing)
+        assert await is_waiting(shared_store, closing)
         async with asyncio.timeout(10):  # who waits for a lock has an error before
             with pytest.raises(DuplicateSession):
                 await start(shared_store, "s")
@@ -126,10 +121,10 @@ async def test_get_or_start_that_lost_a_race_holds_the_session(
         await start_conversation(winner, user_id="u", session_id="s")
         await winner.conversations.find("s", "u")
         losing = asyncio.create_task(lose(may_end))
-        assert await waits(losing)
+        assert await is_waiting(shared_store, losing)
     await lost.wait()
     starting = asyncio.create_task(start(shared_store, "s"))
-    assert await waits(starting)
+    assert await is_waiting(shared_store, starting)
     may_end.set()
     assert await losing is False
     with pytest.raises(DuplicateSession):
@@ -148,7 +143,7 @@ async def test_a_start_that_waited_was_started_when_it_came(
         starting = asyncio.create_task(
             function(shared_store.unit_of_work(), user_id="u", session_id="s")
         )
-        assert await waits(starting)
+        assert await is_waiting(shared_store, starting)
         later = await start(shared_store, "later")
         await uow.rollback()
     await starting
@@ -179,9 +174,9 @@ async def test_who_waits_for_what_a_closed_block_wrote_waits_for_the_unit(
                 await append_messages(uow, conversation_id=conversation, drafts=turn(1))
                 await uow.messages.append(other, turn(1))
             first = append("first")
-            assert await waits(first)
+            assert await is_waiting(shared_store, first)
             await uow.rollback()
-        assert await waits(first)
+        assert await is_waiting(shared_store, first)
         if not _is_coalescing(shared_store):  # there turns of one conversation keep their order
             [message] = await append("second")
             assert message.position == 1
@@ -212,7 +207,7 @@ async def test_an_append_that_waited_has_the_time_when_it_came_unless_it_met_a_c
                 request_id=request_id,
             )
         )
-        assert await waits(appending)
+        assert await is_waiting(shared_store, appending)
         _, [later] = await start_conversation(
             shared_store.unit_of_work(), user_id="u", session_id="t", drafts=[draft("later")]
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from histories import whole_history
+from server_waits import is_waiting
 from store_fixtures import draft, turn
 
 from conversation_store import (
@@ -439,9 +440,8 @@ async def test_it_waits_for_the_unit_that_wrote_before(shared_store: Conversatio
         await uow.conversations.remove(other.id)
         same = asyncio.create_task(redact(shared_store, messages[0]))
         gone = asyncio.create_task(redact(shared_store, others[0]))
-        await asyncio.wait([same, gone], timeout=0.15)
-        assert not same.done()
-        assert not gone.done()
+        assert await is_waiting(shared_store, same)
+        assert await is_waiting(shared_store, gone)
     assert (await same).is_redacted
     with pytest.raises(MessageNotFound):
         await gone

@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from server_waits import is_waiting
 from store_fixtures import draft, turn
 
 from conversation_store import (
@@ -118,12 +119,6 @@ async def is_gap_free(store: Any, conversation_id: int) -> bool:
     found = await get_conversation(uow, conversation_id=conversation_id)
     messages = await messages_after(uow, conversation_id=conversation_id, position=0, limit=1000)
     return [message.position for message in messages] == list(range(1, found.message_count + 1))
-
-
-async def waits(task: asyncio.Task[Any]) -> bool:
-    """Return whether a task still waits after a while."""
-    await asyncio.wait([task], timeout=0.15)
-    return not task.done()
 
 
 def counts(receipt: ErasureReceipt) -> tuple[int, int]:
@@ -311,7 +306,7 @@ async def test_a_deletion_that_waited_takes_along_what_came_meanwhile(
         deleting = asyncio.create_task(
             delete_conversation(shared_store.unit_of_work(), conversation_id=conversation)
         )
-        assert await waits(deleting)
+        assert await is_waiting(shared_store, deleting)
     receipt = await deleting
     assert counts(receipt) == (1, MOST_MESSAGES + 2)
     assert receipt.digest == digest((conversation, MOST_MESSAGES + 2))
@@ -414,7 +409,7 @@ async def test_what_the_user_starts_meanwhile_is_erased_too(
     async with shared_store.unit_of_work() as uow:
         await uow.messages.append(held, turn(1))
         erasing = asyncio.create_task(erase_user(shared_store.unit_of_work(), user_id="u"))
-        assert await waits(erasing)
+        assert await is_waiting(shared_store, erasing)
         for session in ("a", "z"):
             await start(shared_store, session, 1)
     assert counts(await erasing) == (MOST_CONVERSATIONS + 4, MOST_CONVERSATIONS + 6)
@@ -430,7 +425,7 @@ async def test_an_erasure_waits_for_one_conversation_at_a_time_and_holds_no_othe
     async with shared_store.unit_of_work() as uow:
         await uow.messages.append(held, turn(1))
         erasing = asyncio.create_task(erase_user(shared_store.unit_of_work(), user_id="u"))
-        assert await waits(erasing)
+        assert await is_waiting(shared_store, erasing)
         assert await sessions(shared_store) == ["a"]
         async with asyncio.timeout(10):  # who waits for a lock has an error before
             await get_or_start_conversation(
@@ -624,7 +619,7 @@ async def test_a_purge_spares_what_became_active_meanwhile(
         purging = asyncio.create_task(
             purge_conversations(shared_store.unit_of_work(), inactive_since=CUT)
         )
-        assert await waits(purging)
+        assert await is_waiting(shared_store, purging)
     receipt = await purging
     assert (counts(receipt), receipt.digest) == ((1, 1), digest((quiet, 1)))
     assert await sessions(shared_store) == ["a"]
@@ -675,7 +670,7 @@ async def test_a_purge_spares_a_long_conversation_that_became_active_meanwhile(
         purging = asyncio.create_task(
             purge_conversations(shared_store.unit_of_work(), inactive_since=CUT)
         )
-        assert await waits(purging)
+        assert await is_waiting(shared_store, purging)
     assert counts(await purging) == (0, 0)
     found = await get_conversation(shared_store.unit_of_work(), conversation_id=busy)
     assert (found.message_count, found.status) == (MOST_MESSAGES + 3, Status.ACTIVE)
@@ -696,7 +691,7 @@ async def test_a_trimmed_conversation_keeps_no_gap_if_it_grew_meanwhile(
     async with shared_store.unit_of_work() as uow:
         await uow.messages.append(conversation, turn(1))
         trimming = asyncio.create_task(trim())
-        assert await waits(trimming)
+        assert await is_waiting(shared_store, trimming)
     batch = await trimming
     assert (batch.removed, batch.trimmed, batch.left) == ([], [], [conversation])
     assert await is_gap_free(shared_store, conversation)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from histories import whole_history
+from server_waits import is_waiting
 from store_fixtures import draft, turn
 
 from conversation_store import (
@@ -424,8 +425,7 @@ async def test_it_waits_for_the_unit_that_appended(
     async with shared_store.unit_of_work() as uow:
         await uow.messages.append(conversation.id, turn(1))
         call = asyncio.create_task(CALLS[name](shared_store, conversation))
-        await asyncio.wait([call], timeout=0.15)
-        assert not call.done()
+        assert await is_waiting(shared_store, call)
     await call
     found, _ = await read(shared_store, conversation)
     assert (found.version, found.message_count) == (3, {"pop": 4, "replace": 1, "clear": 0}[name])
@@ -452,8 +452,7 @@ async def test_it_waits_in_an_open_block(shared_store: ConversationStore, name: 
                 await work(other)
 
         call = asyncio.create_task(once())
-        await asyncio.wait([call], timeout=0.15)
-        assert not call.done()
+        assert await is_waiting(shared_store, call)
     with pytest.raises(TransactionAborted) as caught:
         await call
     assert caught.value.retryable

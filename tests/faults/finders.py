@@ -15,6 +15,7 @@ from typing import Final, TypeAlias
 
 import psycopg
 from ledger import Change, Ledger
+from server_waits import is_waiting
 
 from conversation_store import (
     AsyncUnitOfWork,
@@ -182,11 +183,6 @@ async def _lent_connection(dsn: str, harm: str, _broken: str) -> list[str]:
     return bench.found
 
 
-async def _is_waiting(task: asyncio.Task[object]) -> bool:
-    await asyncio.wait([task], timeout=0.3)
-    return not task.done()
-
-
 @finder("ledger: an append before a purge")
 async def _purge(dsn: str, harm: str, _broken: str) -> list[str]:
     async with _bench(dsn, harm) as bench:
@@ -200,7 +196,7 @@ async def _purge(dsn: str, harm: str, _broken: str) -> list[str]:
                 since = now + timedelta(microseconds=1)
                 purge = purge_conversations(bench.uow(), inactive_since=since)
                 purging = asyncio.create_task(purge)
-                assert await _is_waiting(purging)
+                assert await is_waiting(bench.store, purging)
         await purging
     return bench.found
 
@@ -219,7 +215,7 @@ async def _long_deletion(dsn: str, harm: str, _broken: str) -> list[str]:
         async with bench.uow() as uow:
             await uow.messages.append(bench.conversation_id, drafts[:2])
             trimming = asyncio.create_task(trim())
-            assert await _is_waiting(trimming)
+            assert await is_waiting(bench.store, trimming)
         await trimming
         found = await get_conversation(bench.uow(), conversation_id=bench.conversation_id)
         last = await messages_after(
