@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from typing import Any, NamedTuple
 from uuid import uuid4
 
+import psycopg
 import pytest
 from failover import synchronous_pair
 from late_proxy import LateProxy
@@ -71,6 +72,15 @@ async def waiting_backend(primary: Server, task: asyncio.Task[Any]) -> int | Non
                     return int(row[0])
             await asyncio.sleep(0.02)
     return None
+
+
+async def replay(replica: psycopg.Connection[Any]) -> None:
+    """Wait until what a replica has by now can be read there; it was acknowledged before that."""
+    received = replica.execute("SELECT pg_last_wal_receive_lsn()").fetchone()
+    is_read = "SELECT pg_last_wal_replay_lsn() >= %s"
+    async with asyncio.timeout(20):
+        while replica.execute(is_read, received).fetchone() != (True,):
+            await asyncio.sleep(0.02)
 
 
 Work = Callable[[ConversationStore, int], Awaitable[Any]]
@@ -183,6 +193,7 @@ async def test_what_is_asked_for_again_is_acknowledged_when_the_replica_has_it(
     assert first is not None
     assert second is not None, "acknowledged, and the replica was away"
     with pair.replica.connect() as connection:
+        await replay(connection)
         assert connection.execute(is_stored, {"id": conversation.id}).fetchone() == (True,)
 
 
