@@ -58,7 +58,7 @@ async def store(pair: Pair) -> AsyncIterator[ConversationStore]:
     async with ConversationStore.connect(pair.primary.dsn) as store:
         await store.migrate()
         await start_conversation(
-            store.unit_of_work(), user_id="first", session_id=str(id(store)), drafts=turn(0)
+            store.unit_of_work(), user_id="first", session_id=uuid4().hex, drafts=turn(0)
         )
         yield store
 
