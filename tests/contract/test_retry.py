@@ -155,18 +155,23 @@ async def test_two_that_wait_for_each_other_are_both_done(
 ) -> None:
     """A deadlock costs one of them a try, and neither its result."""
     chats = [await start(shared_store, session) for session in "ab"]
-    ready = asyncio.Barrier(2)
+    ready, done = asyncio.Barrier(2), asyncio.Event()
     tries: list[str] = []
 
     async def crossing(name: str, first: int, second: int) -> None:
         async def work(uow: AsyncUnitOfWork) -> None:
             tries.append(name)
+            if len(tries) > 2:
+                await (
+                    done.wait()
+                )  # else it may be quicker than who waited for it, and meet it again
             await uow.messages.append(first, [draft(name)])
             if len(tries) <= 2:
                 await ready.wait()
             await uow.messages.append(second, [draft(name)])
 
         await shared_store.run(work)
+        done.set()
 
     async with asyncio.timeout(20):
         await asyncio.gather(crossing("one", *chats), crossing("two", *reversed(chats)))
