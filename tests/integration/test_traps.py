@@ -712,8 +712,7 @@ async def test_inner_blocks_that_ran_out_of_time_at_any_moment_leave_the_outer_w
             expected += unit
     stored = await whole_history(postgres, conversation)
     assert [message.content for message in stored] == expected
-    assert moments.in_time
-    assert moments.too_late
+    assert 0 < sum(text.endswith("b") for text in expected) < 150
     assert aborted <= moments.in_time / 3  # a busy server aborts some more of them than an idle one
     await until_all_are_idle(dsn)
 
